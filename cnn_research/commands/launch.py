@@ -1,0 +1,132 @@
+"""What the commands share: flags whose errors are for people, log lines on the console, exit codes."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from cnn_research import config as configs
+from cnn_research.errors import UserError, suggest
+from cnn_research.training.loop import Diverged, Preempted
+
+FLAGS = flags.FLAGS
+
+
+def run(main: Callable[[], None], required: Sequence[str]) -> None:
+    """Runs a command and exits: with 0 when done or preempted, 2 after a mistake of the user's, 3 when diverged.
+
+    Args:
+        main: the command; it reads FLAGS.
+        required: names of the flags that must be given.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            _check_overrides(argv)
+            rest = FLAGS(argv)
+            if rest[1:]:
+                raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
+            missing = [f"--{name}" for name in required if not FLAGS[name].value]
+            if missing:
+                raise UserError(f"{' and '.join(missing)} must be given; --help shows all flags")
+        except (flags.Error, UserError) as error:
+            _leave(2, _as_errors(error))
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        _log_to_console()
+        try:
+            main()
+        except UserError as error:
+            _leave(2, _as_errors(error))
+        except Diverged as error:
+            _leave(3, _as_errors(error))
+        except Preempted as error:
+            _leave(0, str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def given_config() -> ConfigDict:
+    """Returns FLAGS.config, with what ml_collections leaves as text read as it was meant.
+
+    "max,average" for a field of several values becomes ("max", "average"), and "None" for an unset field None.
+    """
+    config = FLAGS.config
+    for field, value in configs.flatten(config.to_dict()).items():
+        *sections, name = field.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        if value == "None":
+            section[name] = None
+        elif isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str) and "," in value[0]:
+            section[name] = tuple(part.strip() for part in value[0].split(","))
+    return config
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Loads the config file and looks up each --config.x.y in it: ml_collections would answer with a traceback."""
+    path, overrides = None, []
+    for i, argument in enumerate(argv[1:], 1):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            path = value or (argv[i + 1] if i + 1 < len(argv) else "")
+        elif name.lstrip("-").removeprefix("no").startswith("config.") and name.startswith("-"):
+            overrides.append(name)
+    if path is None:
+        return
+    config = _load(path)
+    for name in overrides:
+        field = name[name.index("config.") + len("config.") :]
+        section = config
+        for i, part in enumerate(field.split(".")):
+            choices = list(section) if isinstance(section, ConfigDict) else []
+            if part not in choices:
+                where = ".".join(["config", *field.split(".")[:i]])
+                listed = f"its fields are {', '.join(choices)}" if choices else "it is a single value"
+                raise UserError(f"{name}: {where} has no field {part!r}.{suggest(part, choices)} ({listed})")
+            section = section[part]
+
+
+def _load(path: str) -> ConfigDict:
+    file = Path(path.split(":", 1)[0])
+    if not file.is_file():
+        there = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise UserError(f"--config={path}: there is no such file.{suggest(file.name, there)}")
+    try:
+        return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
+    except Exception as error:
+        # Whatever the file does wrong, its author wants the line and the reason, not ml_collections' frames.
+        cause = error.__context__ or error
+        lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename) == file.absolute()]
+        lines = lines or [f.lineno for f in traceback.extract_tb(cause.__traceback__) if f.filename == str(file)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{file}{where}: {type(cause).__name__}: {' '.join(str(cause).split())}") from None
+
+
+def _log_to_console() -> None:
+    """Shows this package's log lines and everybody's warnings, above the progress bar."""
+
+    class Console(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING or "cnn_research" in record.pathname:
+                tqdm.write(self.format(record), file=sys.stderr)
+
+    absl_logging.set_verbosity(absl_logging.INFO)
+    logging.getLogger().handlers = [Console()]
+
+
+def _as_errors(error: Exception) -> str:
+    return "\n".join(f"error: {line}" for line in str(error).splitlines())
+
+
+def _leave(code: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,285 @@
+"""Every setting of an experiment: its unit, its allowed values, its default.
+
+An experiment config is a short diff of `base_config()`; the command line overrides both (`--config.batch_size=256`).
+`validate` runs before anything is compiled and reports every problem at once.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from cnn_research.data import augment
+from cnn_research.errors import UserError, suggest
+from cnn_research.models import registry
+
+# The values that a field with a closed list may take. The code that reads the field has one branch for each.
+CHOICES = {
+    "dataset.feed": ("resident",),
+    "dataset.interpolation": ("nearest", "bilinear", "bicubic"),
+    "optimizer.name": ("sgd", "momentum", "nesterov", "adam", "adamw"),
+    "optimizer.decay": ("kernels", "all"),
+    "schedule.name": ("constant", "cosine", "linear", "step", "one_cycle"),
+    "loss.name": ("softmax_cross_entropy",),
+    "precision": ("float32", "bfloat16"),
+    "batch_norm": ("global", "local"),
+    "checkpoint.best_metric": ("accuracy", "top5", "loss"),
+}
+
+# Fields that may change when a run is resumed: they say how long, where and how often, not what is trained.
+RESUMABLE = (
+    "duration",
+    "dataset.data_dir",
+    "eval_batch_size",
+    "log_every",
+    "eval_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "compilation_cache",
+)
+
+
+def base_config() -> ConfigDict:
+    """Returns the locked configuration that every experiment starts from."""
+    config = ConfigDict()
+    config.seed = 0  # integer >= 0: initial parameters, order of the data, augmentation, dropout
+
+    config.model = ConfigDict()
+    config.model.name = "lenet5"  # any of registry.list_models()
+    # Fields of the networks. None = the network's own default; setting one that the named network lacks is an error.
+    # A field "for each stage" takes one value for all stages or one for each.
+    config.model.activation = placeholder(str)  # relu | prelu | leaky_relu | sigmoid | tanh | gelu
+    config.model.init = placeholder(str)  # initial kernels: he | xavier | lecun
+    config.model.dropout_rate = placeholder(float)  # probability in [0, 1) of dropping a unit of a hidden dense layer
+    config.model.pool = placeholder(tuple)  # for each stage: max | average | sum | none
+    config.model.filters = placeholder(tuple)  # convnet: output channels of each stage
+    config.model.kernel_size = placeholder(tuple)  # convnet, for each stage: pixels
+    config.model.stride = placeholder(tuple)  # convnet, for each stage: pixels
+    config.model.padding = placeholder(tuple)  # convnet, for each stage: pixels on every side, or same | valid
+    config.model.pool_size = placeholder(tuple)  # convnet, for each stage: pixels
+    config.model.pool_stride = placeholder(tuple)  # convnet, for each stage: pixels
+    config.model.batch_norm = placeholder(str)  # convnet: none | after_conv | after_pool
+    config.model.dense = placeholder(tuple)  # convnet: units of each hidden fully-connected layer; () for none
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "digits"  # digits | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
+    config.dataset.data_dir = ""  # folder of prepared TFDS datasets; "" = TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.dataset.train_split = "train"  # a split or a part of one: "train[:90%]", "train[500:]"
+    config.dataset.eval_split = "test"  # watched during training; the best checkpoint is chosen on it
+    config.dataset.test_split = "test"  # results.json reports the final weights on it
+    config.dataset.feed = "resident"  # resident = the whole set lives in device memory as uint8
+    config.dataset.image_size = 0  # pixels: images are resized to this square; 0 = as they are
+    config.dataset.interpolation = "bilinear"  # of that resize: nearest | bilinear | bicubic
+    config.dataset.mean = (0.0,)  # of the pixels scaled to [0, 1], one value or one a channel; subtracted
+    config.dataset.std = (1.0,)  # likewise, > 0; divided by
+
+    # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none.
+    config.augment = ""  # pad_and_crop(pixels) | flip | shift(pixels)
+
+    config.batch_size = 128  # images a step over all devices together
+    config.eval_batch_size = 512  # likewise in evaluation; changes no result
+    config.duration = "20ep"  # of training: "20ep" epochs, "5000st" steps, "1000000ex" examples
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "nesterov"  # sgd | momentum | nesterov | adam | adamw
+    config.optimizer.learning_rate = 0.05  # > 0: the schedule's peak
+    config.optimizer.momentum = 0.9  # momentum, nesterov: in [0, 1)
+    config.optimizer.beta1 = 0.9  # adam, adamw: in [0, 1)
+    config.optimizer.beta2 = 0.999  # adam, adamw: in [0, 1)
+    config.optimizer.epsilon = 1e-8  # adam, adamw: > 0
+    config.optimizer.weight_decay = 0.0  # >= 0. adamw: decoupled, times the learning rate; others: added to the gradient
+    config.optimizer.decay = "kernels"  # what decays: kernels (no biases, no norms) | all parameters
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # constant | cosine and linear (to 0) | step | one_cycle
+    config.schedule.warmup = "0st"  # linear warm-up: duration, or "5%" of training. one_cycle: its rise, for example "30%"
+    config.schedule.boundaries = ("50%", "75%")  # step: when the rate is multiplied by the factor; durations or percents
+    config.schedule.factor = 0.1  # step: in (0, 1]
+
+    config.loss = ConfigDict()
+    config.loss.name = "softmax_cross_entropy"
+    config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes
+
+    config.precision = "float32"  # of the computation: float32 | bfloat16; parameters, statistics, loss stay float32
+    config.batch_norm = "global"  # batch statistics over all devices (the same result on 1 or 8) | local: of each alone
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = "1ep"  # interval: epochs, steps, examples or percent of training
+    config.checkpoint.keep = 1  # how many of the newest to keep, >= 1; the best is kept besides
+    config.checkpoint.best_metric = "accuracy"  # on dataset.eval_split: accuracy | top5 (highest) | loss (lowest)
+
+    config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
+    config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
+    # XLA's persistent compilation cache, so that the second start need not compile; "" = none.
+    config.compilation_cache = "~/.cache/cnn_research/xla"
+    return config.lock()
+
+
+# ----------------------------------------------------------------------------------------------- durations
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ep|st|ex|%)")
+
+
+def to_steps(text: str, *, batch_size: int, num_examples: int, total_steps: int | None = None) -> int:
+    """Converts a duration to a number of steps, to the nearest and at least 1 unless the duration is zero.
+
+    Args:
+        text: "20ep" epochs, "5000st" steps, "1000000ex" examples or "10%" of `total_steps`.
+        batch_size: images a step.
+        num_examples: images an epoch.
+        total_steps: the length of training; None where a percentage makes no sense.
+
+    Raises:
+        UserError: no unit, an unknown unit, or a percentage without `total_steps`.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match or (match[2] == "%" and total_steps is None):
+        percent = "" if total_steps is None else ', "10%" (of training)'
+        examples = f'"20ep" (epochs), "5000st" (steps), "1000000ex" (examples){percent}'
+        raise UserError(f"{text!r} is not a duration: a number and a unit are needed, such as {examples}")
+    value, unit = float(match[1]), match[2]
+    steps = {
+        "ep": lambda: value * num_examples / batch_size,
+        "st": lambda: value,
+        "ex": lambda: value / batch_size,
+        "%": lambda: value / 100 * total_steps,
+    }[unit]()
+    return max(1, round(steps)) if value > 0 else 0
+
+
+# ---------------------------------------------------------------------------------------------- validation
+
+
+def validate(config: ConfigDict, num_devices: int = 1) -> None:
+    """Checks everything that can be checked without data, and reports all problems at once.
+
+    Args:
+        config: a configuration with the fields of `base_config()`.
+        num_devices: over how many devices the batch is split.
+
+    Raises:
+        UserError: one line for each problem, each naming the field, its value and what is allowed.
+    """
+    problems = []
+
+    def require(condition: bool, field: str, what: str) -> None:
+        if not condition:
+            value = _get(config, field)
+            problems.append(f"config.{field}={value!r}: {what}")
+
+    def attempt(field: str, check, *args, **kwargs) -> Any:
+        try:
+            return check(*args, **kwargs)
+        except (UserError, ValueError) as error:
+            problems.append(f"config.{field}: {error}")
+
+    for field, allowed in CHOICES.items():
+        value = _get(config, field)
+        require(value in allowed, field, f"not one of {', '.join(allowed)}.{suggest(value, allowed)}")
+
+    attempt("model", registry.create_model, config.model.name, 10, **model_fields(config))
+    attempt("augment", augment.parse, config.augment)
+
+    require(config.seed >= 0, "seed", "must be at least 0")
+    require(config.batch_size >= 1, "batch_size", "must be at least 1")
+    require(config.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
+    require(config.dataset.image_size >= 0, "dataset.image_size", "must be at least 0 (0 = as the images are)")
+    require(len(config.dataset.mean) > 0, "dataset.mean", "needs one value, or one a channel")
+    require(
+        len(config.dataset.std) > 0 and all(s > 0 for s in config.dataset.std),
+        "dataset.std",
+        "needs one value above 0, or one a channel",
+    )
+    require(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
+    require(_positive(config.optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")
+    require(config.optimizer.weight_decay >= 0, "optimizer.weight_decay", "must be at least 0")
+    require(_positive(config.optimizer.epsilon), "optimizer.epsilon", "must be above 0")
+    for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
+        require(0 <= _get(config, field) < 1, field, "must be at least 0 and below 1")
+    require(0 < config.schedule.factor <= 1, "schedule.factor", "must be above 0 and at most 1")
+
+    if config.batch_size >= 1 and config.batch_size % num_devices:
+        below = config.batch_size // num_devices * num_devices
+        nearest = " or ".join(str(b) for b in (below, below + num_devices) if b > 0)
+        require(False, "batch_size", f"cannot be split over {num_devices} devices evenly; {nearest} can")
+
+    # Any size of batch and dataset shows whether a duration can be read; whether it fits is known when the data is open.
+    size = {"batch_size": 1, "num_examples": 1000}
+    total = attempt("duration", to_steps, config.duration, **size)
+    require(total != 0, "duration", "must be longer than nothing")
+    for field in ("checkpoint.every", "log_every", "eval_every"):
+        steps = attempt(field, to_steps, _get(config, field), **size, total_steps=1000)
+        require(steps != 0, field, "must be longer than nothing")
+    warmup = attempt("schedule.warmup", to_steps, config.schedule.warmup, **size, total_steps=1000)
+    if config.schedule.name == "one_cycle":
+        require(warmup != 0, "schedule.warmup", 'the one-cycle schedule needs a rise, such as "30%"')
+    for boundary in config.schedule.boundaries:
+        attempt("schedule.boundaries", to_steps, boundary, **size, total_steps=1000)
+
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def model_fields(config: ConfigDict) -> dict[str, Any]:
+    """Returns the network fields that the configuration sets, for `registry.create_model`."""
+    return {k: v for k, v in config.model.to_dict().items() if k != "name" and v is not None}
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def _positive(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
+# ----------------------------------------------------------------------------------------- to and from JSON
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as JSON text, readable and complete; `from_json` gives it back equal."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote. Fields that did not exist then take their default.
+
+    Raises:
+        UserError: a field that no longer exists, or text that is not JSON.
+    """
+    try:
+        values = flatten(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UserError(f"config.json is not readable as JSON: {error}") from None
+    config = base_config()
+    known = flatten(config.to_dict())
+    for field, value in values.items():
+        if field not in known:
+            raise UserError(f"config.json has a field {field!r} that this version doesn't.{suggest(field, known)}")
+        *parents, leaf = field.split(".")
+        section = _get(config, ".".join(parents)) if parents else config
+        section[leaf] = _tuples(value)  # JSON knows lists only
+    return config
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lists the fields in which two runs are different experiments, as "field: old -> new"."""
+    old, new = flatten(old.to_dict()), flatten(new.to_dict())
+    return [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if old[k] != new[k] and k not in RESUMABLE]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turns {"a": {"b": 1}} into {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

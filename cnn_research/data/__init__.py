@@ -1,0 +1,1 @@
+"""Datasets, the order in which their examples are trained on, and augmentation."""

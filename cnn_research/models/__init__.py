@@ -1,0 +1,9 @@
+"""Convolutional image classifiers as Flax Linen modules. The contract of every one of them:
+
+    logits = model.apply(variables, x, train=False)          # x: float[N, H, W, C] -> logits: float32[N, num_classes]
+
+`dtype` is the compute type (float32 or bfloat16); parameters, normalisation statistics and logits are always float32.
+With `train=True` normalisation layers use the batch's own statistics (pass `mutable=["batch_stats"]`) and dropout draws
+from the rng stream "dropout". Start at `registry.create_model`; this package imports jax, flax, numpy and nothing else
+of cnn_research.
+"""

@@ -1,0 +1,252 @@
+"""What the families of networks share: size arithmetic, convolution, pooling, activations, fully-connected layers.
+
+The functions here are called inside an `@nn.compact` method: a layer that they create belongs to the module being run
+and takes the given name, so variable trees, error messages and tables all speak of `conv1`, `C3` or `dense1`.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+Array = jax.Array
+Dtype = Any
+ModuleDef = Callable[..., nn.Module]
+
+# Flax's momentum is what the running average keeps: 0.9 here is PyTorch's (and the ResNet paper's) 0.1.
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+INITIALIZERS: dict[str, nn.initializers.Initializer] = {
+    "he": nn.initializers.he_normal(),  # variance 2 / fan_in: He et al. 2015, keeps the variance through rectifiers
+    "xavier": nn.initializers.glorot_uniform(),  # variance 2 / (fan_in + fan_out): Glorot & Bengio 2010
+    "lecun": nn.initializers.lecun_normal(),  # variance 1 / fan_in: LeCun et al. 1998, "Efficient BackProp"
+}
+
+
+def suggest(word: object, known: Iterable[str]) -> str:
+    """` (did you mean 'relu'?)` with the names nearest to a mistyped one, or an empty string when nothing is near."""
+    nearest = difflib.get_close_matches(str(word), sorted(known), n=3)
+    return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
+
+
+def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ValueError, naming the field and all it may be, unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{field}={value!r} is not one of {', '.join(choices)}{suggest(value, choices)}")
+
+
+def per_stage(field: str, value: Any, num_stages: int) -> tuple:
+    """One value for each of `num_stages` stages.
+
+    Configs hold these fields as tuples: a tuple of one, or a bare value, applies to every stage; otherwise there is one
+    for each.
+
+    Raises:
+        ValueError: any other length.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(values) == 1:
+        values *= num_stages
+    if len(values) != num_stages:
+        raise ValueError(
+            f"{field} has {len(values)} values {values} for {num_stages} stages: give one, or one per stage"
+        )
+    return values
+
+
+# -- size arithmetic
+
+
+def parse_padding(padding: int | str) -> int | str:
+    """Padding as a config may spell it (2, "2", "same", "valid") -> an int >= 0, or "same" / "valid".
+
+    A tuple of a config has one type of element, hence numbers may come as strings: ("same", "1").
+
+    Raises:
+        ValueError: anything else.
+    """
+    word = str(padding).strip().lower()
+    if word in ("same", "valid"):
+        return word
+    # No bool: True would silently be a padding of 1. isdecimal refuses signs, points and blanks.
+    if isinstance(padding, bool) or not (word.isascii() and word.isdecimal()):
+        raise ValueError(f"padding={padding!r} is neither a whole number >= 0 nor 'same' nor 'valid'")
+    return int(word)
+
+
+def output_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0) -> int:
+    """Size of a convolution's or pooling's output along one axis: floor((n + 2p - k) / s) + 1.
+
+    "valid" is p = 0; "same" gives ceil(n / s). A result below 1 means that the input is too small; judging that is left
+    to the caller.
+    """
+    padding = parse_padding(padding)
+    if padding == "same":
+        return -(-size // stride)
+    return (size + 2 * (0 if padding == "valid" else padding) - kernel) // stride + 1
+
+
+def check_window(name: str, shape: Sequence[int], kernel: int, stride: int, padding: int | str) -> None:
+    """Raises ValueError, naming the layer and the arithmetic, unless a window fits somewhere in an input of `shape` [N,
+    H, W, C]."""
+    if len(shape) != 4:
+        raise ValueError(f"{name}: images have the shape [N, H, W, C], got {tuple(shape)}")
+    for field, value in (("kernel", kernel), ("stride", stride)):
+        if value < 1:
+            raise ValueError(f"{name}: {field} must be at least 1, got {value}")
+    height, width = shape[1:3]
+    size = min(height, width)  # the window is square, so the shorter side decides
+    out = output_size(size, kernel, stride, padding)
+    if out < 1:
+        pad = 0 if padding == "valid" else padding
+        raise ValueError(
+            f"{name}: input {height}x{width} is too small for kernel {kernel}x{kernel}, stride {stride}, padding {pad}: "
+            f"floor(({size} + 2*{pad} - {kernel})/{stride}) + 1 = {out}"
+        )
+
+
+def _lax_padding(padding: int | str) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    return padding.upper() if isinstance(padding, str) else ((padding, padding), (padding, padding))
+
+
+# -- layers
+
+
+def conv(
+    x: Array,
+    features: int,
+    kernel_size: int,
+    *,
+    name: str,
+    stride: int = 1,
+    padding: int | str = 0,
+    module: ModuleDef = nn.Conv,
+    **kwargs: Any,
+) -> Array:
+    """Square convolution: [N, H, W, C] -> [N, H', W', features], with H' = floor((H + 2p - k) / s) + 1.
+
+    Args:
+        padding: p zeros on each of the four sides, as the papers and PyTorch count it; or "valid", none; or "same" as
+            JAX and TensorFlow define it: H' = ceil(H / s). With stride 1 and an odd kernel, "same" is p = (k - 1) / 2.
+            With stride 2 it is not: an even H then needs an odd total, and "same" puts the odd zero at the bottom right
+            only, so the windows sit one pixel away from those of symmetric padding (k=3, s=2, H=8: zeros 0 before and 1
+            after, against 1 and 1).
+        module: `nn.Conv` or another of its signature (for instance with another gradient or standardised weights).
+        **kwargs: passed to `module`: dtype, use_bias, kernel_init, feature_group_count...
+
+    Raises:
+        ValueError: the input is too small; the message names the layer and the arithmetic.
+    """
+    padding = parse_padding(padding)
+    check_window(name, x.shape, kernel_size, stride, padding)
+    return module(
+        features=features,
+        kernel_size=(kernel_size, kernel_size),
+        strides=(stride, stride),
+        padding=_lax_padding(padding),
+        name=name,
+        **kwargs,
+    )(x)
+
+
+def _sum_pool(x: Array, *, window_shape: tuple, strides: tuple, padding: Any) -> Array:
+    return nn.pool(x, 0.0, lax.add, window_shape, strides, padding)
+
+
+# Looked up when called, not bound here, so that a substitute for nn.max_pool (faster on some backend) reaches every
+# network.
+POOLS: dict[str, Callable[..., Array]] = {
+    "max": lambda x, **window: nn.max_pool(x, **window),
+    "average": lambda x, **window: nn.avg_pool(x, **window),
+    "sum": _sum_pool,
+}
+
+
+def pool(x: Array, kind: str, size: int, *, name: str, stride: int | None = None, padding: int | str = 0) -> Array:
+    """Pooling over square windows: [N, H, W, C] -> [N, H', W', C], with H' = floor((H + 2p - k) / s) + 1.
+
+    Rows and columns that fill no whole window are dropped, as in PyTorch (ceil_mode=False).
+
+    Args:
+        kind: "max" (padding never wins), "average" (padding counts as zeros, as in PyTorch) or "sum".
+        stride: `size` when None: windows that touch and do not overlap.
+        padding: as in `conv`.
+
+    Raises:
+        ValueError: an unknown kind, an input that is too small, or windows that could lie wholly in the padding.
+    """
+    check_choice(f"{name}: pool", kind, POOLS)
+    stride = size if stride is None else stride
+    padding = parse_padding(padding)
+    check_window(name, x.shape, size, stride, padding)
+    if isinstance(padding, int) and padding >= size:
+        # The maximum over padding alone is -inf, which would surface much later as a loss of NaN.
+        raise ValueError(f"{name}: padding {padding} must be smaller than the pool's size {size}")
+    return POOLS[kind](x, window_shape=(size, size), strides=(stride, stride), padding=_lax_padding(padding))
+
+
+def scaled_tanh(x: Array) -> Array:
+    """1.7159 tanh(2x / 3): LeCun et al. 1998, appendix A. f(1) = 1 and f(-1) = -1, and the gain is near 1 between
+    them."""
+    return 1.7159 * jnp.tanh(2.0 / 3.0 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array] | None] = {
+    "relu": nn.relu,
+    "prelu": None,  # has a parameter: see activate()
+    "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=0.01),  # Maas et al. 2013
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "scaled_tanh": scaled_tanh,
+    "gelu": functools.partial(
+        nn.gelu, approximate=False
+    ),  # with the error function, as in the paper and PyTorch's default
+}
+
+
+def activate(x: Array, activation: str, *, name: str) -> Array:
+    """Applies the named activation elementwise; any shape.
+
+    "prelu" learns one slope for all channels (He et al. 2015, section 2.1, the channel-shared variant), 0.25 at first,
+    under `name`_prelu.
+
+    Raises:
+        ValueError: the name is not one of ACTIVATIONS.
+    """
+    check_choice("activation", activation, ACTIVATIONS)
+    if activation == "prelu":
+        return nn.PReLU(negative_slope_init=0.25, name=f"{name}_prelu")(x)
+    return ACTIVATIONS[activation](x)
+
+
+def hidden_dense(
+    x: Array, features: int, *, name: str, activation: str, dropout_rate: float, train: bool, **kwargs: Any
+) -> Array:
+    """Fully-connected layer, activation, dropout: [N, D] -> [N, features]. The keywords go to `nn.Dense`: dtype,
+    kernel_init..."""
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"dropout_rate={dropout_rate!r} is a fraction of units: at least 0 and below 1")
+    x = nn.Dense(features, name=name, **kwargs)(x)
+    x = activate(x, activation, name=name)
+    return nn.Dropout(dropout_rate, deterministic=not train)(x)
+
+
+def output_dense(x: Array, num_classes: int, **kwargs: Any) -> Array:
+    """The last layer: [N, D] -> logits float32[N, num_classes], under the name `output`.
+
+    It computes in float32 whatever the rest does. It costs next to nothing, and logits rounded to bfloat16's 8 bits
+    would tie.
+    """
+    return nn.Dense(num_classes, dtype=jnp.float32, name="output", **kwargs)(x)
+
+
+def flatten(x: Array) -> Array:
+    """[N, H, W, C] -> [N, H * W * C], channels fastest (PyTorch's order is C, H, W: permute the rows of imported
+    weights)."""
+    return x.reshape(x.shape[0], -1)

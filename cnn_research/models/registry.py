@@ -1,0 +1,97 @@
+"""Networks by name: create_model("lenet5", 10), list_models("lenet*"), model_fields("convnet")."""
+
+import dataclasses
+import fnmatch
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnn_research.models import convnet, layers, lenet
+
+# Name -> (class, the fields that the name stands for). A size variant is a line: "vgg16": (vgg.VGG, {"depth": 16}).
+MODELS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
+    "convnet": (convnet.ConvNet, {}),
+    "lenet5": (lenet.LeNet5, {}),
+    "lenet5_paper": (lenet.LeNet5Paper, {}),
+}
+
+# Modules that code, not a config, may replace: create_model accepts them where a network has them.
+_INJECTED = frozenset({"conv", "norm"})
+_NOT_FOR_USERS = _INJECTED | {"num_classes", "dtype", "parent", "name"}
+
+
+def list_models(pattern: str = "*", exclude: str | Sequence[str] = ()) -> list[str]:
+    """The names that match a shell pattern ("resnet*") and none of the patterns in `exclude`, sorted."""
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    names = fnmatch.filter(MODELS, pattern)
+    return sorted(name for name in names if not any(fnmatch.fnmatchcase(name, out) for out in exclude))
+
+
+def model_fields(name: str) -> dict[str, Any]:
+    """The fields that a user may set on the named network, with their defaults, in the order of the class.
+
+    Fields that the name itself stands for aren't among them: another value would make another network under the same
+    name.
+
+    Raises:
+        ValueError: no network has this name.
+    """
+    module, fixed = _entry(name)
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(module)
+        if field.name not in _NOT_FOR_USERS and field.name not in fixed
+    }
+
+
+def create_model(
+    name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: str | None = None, **overrides: Any
+) -> nn.Module:
+    """The named network, ready for `init` and `apply`: x: float[N, H, W, C] -> logits float32[N, num_classes].
+
+    Args:
+        name: one of list_models().
+        num_classes: K >= 1.
+        dtype: compute type, float32 or bfloat16, as a type or its name. Parameters and logits are float32 in either
+            case.
+        axis_name: the pmap axis over which normalisation layers average their batch statistics; None for each device
+            its own.
+        **overrides: fields of the network: see model_fields(name). Also `conv` and `norm`, modules to use in place of
+            the network's own.
+
+    Raises:
+        ValueError: an unknown name, field or dtype, or a number of classes below 1; the message names what is nearest
+            and what there is.
+    """
+    module, fixed = _entry(name)
+    fields = model_fields(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(module)}
+    for field in overrides:
+        if field in fixed:
+            raise ValueError(
+                f"{name}: {field} is {fixed[field]!r} by the model's name and can't be set; fields: {_join(fields)}"
+            )
+        if field not in fields and not (field in _INJECTED and field in defaults):
+            raise ValueError(f"{name} has no field {field!r}{layers.suggest(field, fields)}; fields: {_join(fields)}")
+    if num_classes < 1:
+        raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
+    dtype_name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if dtype_name not in ("float32", "bfloat16"):  # float16 would need loss scaling, which nothing here does
+        raise ValueError(f"{name}: dtype must be float32 or bfloat16, got {dtype_name}")
+    fields = {**fixed, **overrides}
+    if axis_name is not None and "norm" in defaults:
+        fields["norm"] = functools.partial(fields.get("norm", defaults["norm"]), axis_name=axis_name)
+    return module(num_classes=num_classes, dtype=jnp.dtype(dtype_name), **fields)
+
+
+def _entry(name: str) -> tuple[type[nn.Module], Mapping[str, Any]]:
+    if name not in MODELS:
+        raise ValueError(f"no model is named {name!r}{layers.suggest(name, MODELS)}; models: {_join(list_models())}")
+    return MODELS[name]
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

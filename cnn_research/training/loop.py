@@ -1,0 +1,223 @@
+"""Training and evaluation as linear stories: devices, data, network, state, restore, steps, finish."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from cnn_research import config as configs
+from cnn_research.data.resident import ResidentFeed
+from cnn_research.errors import UserError
+from cnn_research.training import metrics, parallel
+from cnn_research.training import workdir as files
+from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.preemption import Preemption
+from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.state import count_parameters, digest
+from cnn_research.training.writers import Progress, Writer
+
+
+class Diverged(Exception):
+    """The loss or a parameter is no longer finite; the message names the steps and the checkpoint that is left."""
+
+
+class Preempted(Exception):
+    """The process was asked to leave; the message names the step up to which everything is saved."""
+
+
+def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
+    """Trains what the config says to its end, from the workdir's newest checkpoint if it has one.
+
+    Args:
+        config: of the experiment, with every field of `config.base_config()`.
+        workdir: folder of the run; created if need be.
+
+    Returns:
+        What stands in results.json.
+
+    Raises:
+        UserError: a mistake in the config, the data or the workdir; nothing has been changed.
+        Diverged: the loss or a parameter became NaN or infinite; the checkpoints before are good.
+        Preempted: SIGTERM or Ctrl-C came, and the state has been saved.
+    """
+    workdir = epath.Path(workdir).expanduser()
+    parallel.initialise(config.compilation_cache)
+    configs.validate(config, parallel.device_count())
+    files.check_same_run(workdir, config)
+
+    # Data and network come before the workdir is touched: what can't be trained leaves no trace.
+    train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
+    feeds = open_feeds(config, (train_split, eval_split, test_split))
+    feed = feeds[train_split]
+    experiment = Experiment(config, feed)
+    state, about, total_steps = experiment.initial_state(), experiment.about(), experiment.total_steps
+    parameters = count_parameters(state.params)
+
+    files.claim(workdir)
+    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        first_step = checkpoints.latest_step or 0
+        if first_step > total_steps:
+            raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
+        if first_step:
+            state, about = checkpoints.restore(first_step, like=state)
+        files.write_config(workdir, config)
+        logging.info(
+            f"{config.model.name}: {parameters:,} parameters. {config.dataset.name}: {feed.num_examples:,} images. "
+            f"{parallel.device_count()} device(s): {jax.devices()[0].device_kind}. "
+            f"Steps {first_step} to {total_steps} in {workdir}"
+        )
+
+        state = parallel.replicate(state)
+        arrays = {split: parallel.replicate(feeds[split].arrays) for split in feeds}
+        key = parallel.replicate(jax.random.key(config.seed))  # never changes: a step folds its own number into it
+        p_train_step, p_eval_step = experiment.train_step(), experiment.eval_step()
+        step, pending, evaluation = first_step, [], None
+        with (
+            Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
+            Progress(first_step, total_steps, config.batch_size, about) as progress,
+            Preemption() as preemption,
+        ):
+
+            def evaluate_on(split: str) -> dict[str, float]:
+                values = evaluate_feed(p_eval_step, state.variables, arrays[split], feeds[split], config.eval_batch_size)
+                _require_finite([values["loss"]], step, f"loss on {split!r}", checkpoints)
+                writer.write(step, split, values)
+                progress.evaluated(step, split, values)
+                return values
+
+            while step < total_steps:
+                batch = parallel.shard(feed.train_batch(step, config.batch_size))
+                state, sums = p_train_step(state, arrays[train_split], batch, key)
+                step += 1
+                pending.append(sums)  # left on the devices, so that the host can run ahead of them
+
+                ending = step == total_steps
+                leaving = preemption.requested and not ending
+                evaluating = ending or step % experiment.eval_every == 0
+                saving = ending or leaving or step % experiment.save_every == 0
+                if not (evaluating or saving or step % experiment.log_every == 0):
+                    continue
+
+                sums = parallel.to_host(pending)  # waits until the devices have caught up
+                values = metrics.means(sums) | {"learning_rate": float(sums[-1]["learning_rate"])}
+                values["examples_per_second"] = progress.trained(step, values["loss"])
+                _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
+                writer.write(step, train_split, values)
+                pending = []
+                evaluation = evaluate_on(eval_split) if evaluating else None
+                if saving or (evaluating and checkpoints.is_best(evaluation)):
+                    host_state = parallel.to_host(state)
+                    # The loss would show it a step too late: it was computed before the update.
+                    _require_finite(_largest(host_state.variables), step, "parameters", checkpoints)
+                    checkpoints.save(host_state, about | progress.totals(), evaluation)
+                progress.resume()
+                if leaving:
+                    raise Preempted(f"preempted at step {step}")
+
+            # What is reported are the weights at the end; the best ones were chosen by looking at eval_split.
+            if evaluation is None or test_split != eval_split:
+                evaluation = evaluate_on(test_split)
+            variables = parallel.to_host(state.variables)
+            results = {
+                "model": config.model.name,
+                "dataset": config.dataset.name,
+                "parameters": parameters,
+                "steps": total_steps,
+                "epochs": round(total_steps * config.batch_size / feed.num_examples, 4),
+                "train_seconds": progress.totals()["seconds"],
+                "examples_per_second": progress.totals()["examples_per_second"],
+                "test": evaluation,
+                "best": {name: checkpoints.best[name] for name in ("step", "accuracy")},
+                "devices": parallel.device_count(),
+                "platform": jax.default_backend(),
+                "versions": files.versions(),
+                "seed": config.seed,
+                "digest": digest(variables),
+            }
+    if parallel.is_main():  # and only now: a run that has results has its last checkpoint on the disk
+        files.write_json(workdir / "results.json", results)
+    return results
+
+
+def evaluate(
+    workdir: epath.PathLike, split: str = "", checkpoint: str = "latest", data_dir: str | None = None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run; neither its optimizer nor its training set is needed.
+
+    The latest checkpoint on the run's own test_split rewrites "test" in results.json, and nothing else there.
+
+    Args:
+        workdir: folder of the run.
+        split: of the run's dataset, such as "train" or "test[:50%]"; "" = its dataset.test_split.
+        checkpoint: latest | best.
+        data_dir: where the dataset is now; None = where it was in training.
+
+    Returns:
+        {"loss", "accuracy", "top5", "num_examples"}, and what was evaluated: {"split", "step"}.
+
+    Raises:
+        UserError: the folder holds no run or no checkpoint, or the split can't be read.
+    """
+    workdir = epath.Path(workdir).expanduser()
+    config = files.load_config(workdir)
+    parallel.initialise(config.compilation_cache)
+    if data_dir is not None:
+        config.dataset.data_dir = data_dir
+    split = split or config.dataset.test_split
+    feed = open_feeds(config, (split,))[split]
+    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        step = checkpoints.latest_step if checkpoint == "latest" else (checkpoints.best or {}).get("step")
+        if step is None:
+            raise UserError(f"workdir {workdir} has no checkpoint yet: train it first")
+        variables = parallel.replicate(checkpoints.restore_network(step))
+    p_eval_step = Experiment(config, feed).eval_step()
+    values = evaluate_feed(p_eval_step, variables, parallel.replicate(feed.arrays), feed, config.eval_batch_size)
+    results = files.read_json(workdir / "results.json")
+    if results and split == config.dataset.test_split and step == results["steps"] and parallel.is_main():
+        files.write_json(workdir / "results.json", results | {"test": values})
+    return values | {"split": split, "step": step}
+
+
+def evaluate_feed(
+    p_eval_step: Callable, variables: Any, arrays: Any, feed: ResidentFeed, batch_size: int
+) -> dict[str, float]:
+    """Evaluates a network on every example of a feed, each exactly once.
+
+    Args:
+        p_eval_step: from `Experiment.eval_step`.
+        variables: {"params", "batch_stats"}, replicated.
+        arrays: the feed's, replicated.
+        feed: of the split.
+        batch_size: global; rounded up to what the devices can share. The result doesn't depend on it.
+
+    Returns:
+        {"loss", "accuracy", "top5", "num_examples"}.
+
+    Raises:
+        RuntimeError: an example was missed or counted twice, which would be a defect of this package.
+    """
+    batches = feed.eval_batches(parallel.round_up(batch_size))
+    sums = [p_eval_step(variables, arrays, parallel.shard(batch)) for batch in batches]
+    values = metrics.means(parallel.to_host(s) for s in sums)
+    if values["num_examples"] != feed.num_examples:
+        raise RuntimeError(f"evaluation counted {values['num_examples']} examples of {feed.num_examples}")
+    return values
+
+
+def _largest(variables: Any) -> list[float]:
+    """One number that is finite if all parameters and statistics are."""
+    return [np.max([np.abs(leaf).max() for leaf in jax.tree.leaves(variables)])]
+
+
+def _require_finite(values: Sequence[float], first_step: int, what: str, checkpoints: Checkpoints) -> None:
+    """Checks one value for each step from `first_step`."""
+    bad = [first_step + i for i, value in enumerate(values) if not np.isfinite(value)]
+    if bad:
+        steps = f"step {bad[0]}" if len(bad) == 1 else f"steps {bad[0]} to {bad[-1]}"
+        saved = checkpoints.latest_step
+        left = f"the checkpoint of step {saved} is good" if saved else "there is no checkpoint yet"
+        raise Diverged(f"diverged: {what} not finite at {steps}; {left}. A lower learning rate or a warm-up may help.")

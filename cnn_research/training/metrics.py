@@ -1,0 +1,46 @@
+"""Metrics as sums over examples, so that any number of batches, devices and hosts adds up to the exact mean."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NAMES = ("loss", "accuracy", "top5")
+
+
+def batch_sums(logits: jax.Array, labels: jax.Array, losses: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums each metric over the examples of a batch that count.
+
+    Args:
+        logits: float32[N, K].
+        labels: int32[N].
+        losses: float32[N].
+        mask: bool[N]; padding is False.
+
+    Returns:
+        float32 sums for each of NAMES, and "count", int32.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # How many classes are placed before the right one. Written as "not at most" so that NaN counts as wrong.
+    ahead = jnp.sum(~(logits <= own), axis=-1)
+    right = {
+        "loss": losses,
+        "accuracy": jnp.argmax(logits, axis=-1) == labels,
+        "top5": ahead < 5,
+    }
+    sums = {name: jnp.sum(jnp.where(mask, values, 0.0)) for name, values in right.items()}
+    return sums | {"count": jnp.sum(mask, dtype=jnp.int32)}
+
+
+def means(sums: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Adds up the sums of several batches in float64 and divides once.
+
+    Returns:
+        The mean of each of NAMES, and "num_examples".
+    """
+    sums = list(sums)
+    count = sum(int(s["count"]) for s in sums)
+    means = {name: float(np.sum([np.float64(s[name]) for s in sums]) / count) for name in NAMES}
+    return means | {"num_examples": count}

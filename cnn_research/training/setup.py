@@ -1,0 +1,144 @@
+"""The parts of an experiment, built from its config."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import cnn_research
+from cnn_research import config as configs
+from cnn_research.data import augment
+from cnn_research.data.resident import ResidentFeed
+from cnn_research.data.sources import open_source
+from cnn_research.errors import UserError
+from cnn_research.models import registry
+from cnn_research.training import losses, optimizers, parallel
+from cnn_research.training.state import TrainState, create_state
+from cnn_research.training.step import eval_step, train_step
+
+
+def open_feeds(config: ConfigDict, splits: tuple[str, ...]) -> dict[str, ResidentFeed]:
+    """Opens splits of the run's dataset, each once.
+
+    Raises:
+        UserError: the dataset or a split is missing, images don't fit together, or config.dataset doesn't fit them.
+    """
+    feeds = {split: _open_feed(config, split) for split in dict.fromkeys(splits)}
+    first, *others = feeds.items()
+    for split, feed in others:
+        for what in ("classes", "image_shape"):
+            if getattr(feed, what) != getattr(first[1], what):
+                raise UserError(
+                    f"config.dataset: {what} of {split!r} are {getattr(feed, what)}, "
+                    f"but of {first[0]!r} {getattr(first[1], what)}"
+                )
+    return feeds
+
+
+def _open_feed(config: ConfigDict, split: str) -> ResidentFeed:
+    source = open_source(config.dataset.name, split, config.dataset.data_dir)
+    feed = ResidentFeed(
+        source,
+        seed=config.seed,
+        image_size=config.dataset.image_size,
+        interpolation=config.dataset.interpolation,
+    )
+    channels = feed.image_shape[-1]
+    for field in ("mean", "std"):
+        values = config.dataset[field]
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"config.dataset.{field}={values}: {config.dataset.name} has {channels} channel(s), "
+                f"so 1 or {channels} values are needed, not {len(values)}"
+            )
+    return feed
+
+
+class Experiment:
+    """What a config stands for, once its data is open: the network, its steps and its initial state.
+
+    Attributes:
+        total_steps, log_every, eval_every, save_every: in steps.
+    """
+
+    def __init__(self, config: ConfigDict, feed: ResidentFeed):
+        """Builds the network for the classes of a feed, and turns durations into steps by its number of examples."""
+        self._config = config
+        self._feed = feed
+        self._steps = functools.partial(
+            configs.to_steps, batch_size=config.batch_size, num_examples=feed.num_examples
+        )
+        self.total_steps = self._steps(config.duration)
+        self._steps = functools.partial(self._steps, total_steps=self.total_steps)
+        self.log_every = self._steps(config.log_every)
+        self.eval_every = self._steps(config.eval_every)
+        self.save_every = self._steps(config.checkpoint.every)
+        schedule = config.schedule
+        self._schedule = optimizers.create_schedule(
+            schedule.name,
+            config.optimizer.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=self._steps(schedule.warmup),
+            boundaries=tuple(map(self._steps, schedule.boundaries)),
+            factor=schedule.factor,
+        )
+        self._optimizer = optimizers.create_optimizer(config.optimizer, self._schedule)
+        self._common = {
+            "gather": feed.gather,
+            "mean": config.dataset.mean,
+            "std": config.dataset.std,
+            "model": registry.create_model(
+                config.model.name,
+                len(feed.classes),
+                dtype=config.precision,
+                axis_name=parallel.AXIS if config.batch_norm == "global" else None,
+                **configs.model_fields(config),
+            ),
+            "axis_name": parallel.AXIS,
+        }
+
+    def initial_state(self) -> TrainState:
+        """Initialises the parameters.
+
+        Raises:
+            UserError: the images are too small for the network; the message names the layer and its arithmetic.
+        """
+        try:
+            return create_state(
+                self._common["model"], self._optimizer, self._config.seed, self._feed.image_shape
+            )
+        except ValueError as error:
+            raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
+
+    def train_step(self) -> Callable:
+        """Returns the compiled `step.train_step`: (state, arrays, batch, key) -> (state, metric sums); donates the state."""
+        step = functools.partial(
+            train_step,
+            **self._common,
+            augmentation=augment.parse(self._config.augment),
+            loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
+            optimizer=self._optimizer,
+            schedule=self._schedule,
+        )
+        return parallel.pmap_step(step, donate_state=True)
+
+    def eval_step(self) -> Callable:
+        """Returns the compiled `step.eval_step`: (variables, arrays, batch) -> metric sums."""
+        return parallel.pmap_step(functools.partial(eval_step, **self._common), donate_state=False)
+
+    def about(self) -> dict[str, Any]:
+        """Returns what a checkpoint says of itself: enough to use the network without the dataset."""
+        return {
+            "version": cnn_research.__version__,
+            "config": self._config.to_dict(),
+            "dataset": {
+                "classes": list(self._feed.classes),
+                "image_shape": list(self._feed.image_shape),
+                "mean": list(self._config.dataset.mean),
+                "std": list(self._config.dataset.std),
+            },
+            "seconds": 0.0,  # of training so far
+            "examples_per_second": None,  # known once some steps have been timed
+        }

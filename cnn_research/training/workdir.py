@@ -1,0 +1,120 @@
+"""The files of a run beside its checkpoints: config.json, environment.json, results.json."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import cnn_research
+from cnn_research import config as configs
+from cnn_research.errors import UserError
+from cnn_research.training import parallel
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml_collections", "numpy")
+
+
+def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
+    """Makes sure that a workdir is new or holds a run of this experiment.
+
+    Raises:
+        UserError: it holds another experiment's run; the message names the fields that differ.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    differences = configs.differences(load_config(workdir), config)
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise UserError(
+            f"workdir {workdir} holds the run of another experiment ({shown}): choose another --workdir, or delete it"
+        )
+
+
+def claim(workdir: epath.Path) -> None:
+    """Creates a workdir if need be, and writes environment.json there.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    if not parallel.is_main():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "environment.json", environment())
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written ({error.strerror or error}): choose another") from None
+
+
+def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes config.json: from now on the workdir is this experiment's."""
+    if parallel.is_main():
+        write_text(workdir / "config.json", configs.to_json(config))
+
+
+def load_config(workdir: epath.Path) -> ConfigDict:
+    """Reads the config of a run.
+
+    Raises:
+        UserError: the folder holds no run, or the run of a version whose config is not understood.
+    """
+    try:
+        return configs.from_json((workdir / "config.json").read_text())
+    except OSError:
+        raise UserError(f"workdir {workdir} holds no run: there is no config.json in it") from None
+    except UserError as error:
+        raise UserError(f"{workdir}/{error}") from None
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a run depends on besides its config: versions, devices, command line, code."""
+    devices = jax.devices()
+    return {
+        "cnn_research": cnn_research.__version__,
+        "git_commit": _git_commit(),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions(),
+        "platform": devices[0].platform,
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that results depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, marked when files differ from it; None for an installed package."""
+    git = ["git", "-C", str(epath.Path(cnn_research.__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" (changed)" if changed else "")
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file so that a kill leaves the old one or the new one, never half of one."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Likewise for text."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_json(path: epath.Path) -> Any:
+    """Reads a JSON file; None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,147 @@
+"""What a run tells while it goes on: metrics.jsonl, TensorBoard, a progress bar. The only file that knows TensorBoard."""
+
+import json
+import re
+import sys
+import time
+from typing import Any
+
+import tensorboardX
+from absl import logging
+from etils import epath
+from tqdm import tqdm
+
+from cnn_research.training import parallel
+from cnn_research.training import workdir as files
+
+
+class Writer:
+    """Writes rows of metrics to metrics.jsonl and TensorBoard. Use as a context manager."""
+
+    def __init__(self, workdir: epath.Path, first_step: int, steps_per_epoch: float):
+        """Opens the files, in the main process alone. Rows after `first_step`, of a run that was killed, are taken back.
+
+        Args:
+            workdir: of the run.
+            first_step: the step from which training goes on.
+            steps_per_epoch: to name the epoch beside the step.
+        """
+        self._steps_per_epoch = steps_per_epoch
+        self._rows = self._tensorboard = None
+        if not parallel.is_main():
+            return
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= first_step]
+            files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._rows = path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._rows:
+            self._rows.close()
+            self._tensorboard.close()
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Writes one row: {"step", "epoch", "split", values}, at once readable by others."""
+        if not self._rows:
+            return
+        row = {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split, **values}
+        self._rows.write(json.dumps(row) + "\n")
+        self._rows.flush()
+        tag = re.sub(r"[^\w:%]+", "-", split).strip("-")  # TensorBoard's tags allow no brackets
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{tag}/{name}", value, step)
+
+
+def read_metrics(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """The progress bar (on a terminal) and the clock of a run. Use as a context manager."""
+
+    def __init__(self, first_step: int, total_steps: int, batch_size: int, before: dict[str, Any]):
+        """Starts the clock.
+
+        Args:
+            first_step: the step from which training goes on.
+            total_steps: of the whole run.
+            batch_size: global.
+            before: the `totals` of the run until `first_step`.
+        """
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._before = before
+        self._start = self._resumed = time.perf_counter()
+        self._step = first_step
+        self._timed_steps, self._timed_seconds = 0, 0.0
+        self._compiling = True
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            disable=not (sys.stderr.isatty() and parallel.is_main()),
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% |{bar}| step {n}/{total}, {remaining} left{postfix}",
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def trained(self, step: int, loss: float) -> float:
+        """Counts the steps since the last call; their results must be there. Returns their images a second."""
+        now = time.perf_counter()
+        steps, seconds = step - self._step, now - self._resumed
+        if not self._compiling:
+            self._timed_steps += steps
+            self._timed_seconds += seconds
+        self._step, self._compiling = step, False
+        rate = round(steps * self._batch_size / seconds, 1)
+        self._bar.set_postfix_str(f"{rate:,.0f} images/s, loss {loss:.4f}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        return rate
+
+    def resume(self) -> None:
+        """Leaves what was done since `trained`, evaluating and saving, out of the images a second."""
+        self._resumed = time.perf_counter()
+
+    def totals(self) -> dict[str, Any]:
+        """Returns what the run took so far.
+
+        {"seconds": wall-clock time of the loop over all restarts, compiling, evaluating and saving included;
+        "examples_per_second": of the training steps alone since the last start, without the first interval, which
+        compiles; None before a second interval has passed}.
+        """
+        seconds = self._before["seconds"] + time.perf_counter() - self._start
+        rate = self._before["examples_per_second"]
+        if self._timed_steps:
+            rate = round(self._timed_steps * self._batch_size / self._timed_seconds, 1)
+        return {"seconds": round(seconds, 3), "examples_per_second": rate}
+
+    def evaluated(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Logs how an evaluation went, with the training rate and the time left."""
+        rate = self.totals()["examples_per_second"]
+        time_left = (self._total_steps - step) * self._batch_size / rate if rate else None
+        logging.info(
+            "step %*d/%d  %s: accuracy %.4f, loss %.4f%s",
+            len(str(self._total_steps)),
+            step,
+            self._total_steps,
+            split,
+            values["accuracy"],
+            values["loss"],
+            f"  ({rate:,.0f} images/s, {time_left:.0f} s left)" if time_left else "",
+        )

@@ -1,0 +1,85 @@
+"""What all tests share: eight simulated CPU devices, and tiny datasets written by TFDS itself."""
+
+import os
+
+# JAX reads these when it is first imported, which must therefore not have happened yet. What the caller sets wins.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_research.data.sources import open_source
+
+
+def _prepare_tfds(
+    data_dir: str,
+    name: str,
+    splits: dict[str, Iterable[dict]],
+    features: dict,
+    *,
+    config: str = "",
+    version: str = "1.0.0",
+) -> str:
+    """Writes a dataset with TFDS, as array_record, without TensorFlow.
+
+    Args:
+      data_dir: where to write it.
+      name: in snake_case.
+      splits: the examples of each split. An image is a PIL image or encoded bytes, never an array: to encode an array,
+        TFDS imports TensorFlow.
+      features: of TFDS.
+      config: its config, if it is to have one.
+      version: of the dataset.
+
+    Returns:
+      The folder of the dataset.
+    """
+    import tensorflow_datasets as tfds
+
+    class Dataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version=version)] if config else []
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(examples) for split, examples in splits.items()}
+
+        def _generate_examples(self, examples):
+            yield from enumerate(examples)
+
+    Dataset.name = name
+    builder = Dataset(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_path)
+
+
+@pytest.fixture(scope="session")
+def prepare_tfds() -> Callable[..., str]:
+    """The function that writes a tiny dataset with TFDS."""
+    return _prepare_tfds
+
+
+@pytest.fixture(scope="session")
+def tiny_tfds(tmp_path_factory) -> str:
+    """A TFDS data_dir that holds `tiny_digits`: 200 train and 60 test scans of 28x28x1, in 10 classes."""
+    import tensorflow_datasets as tfds
+
+    def examples(split, count):
+        for example in open_source("digits", split).__getitems__(range(count)):
+            image = Image.fromarray(np.squeeze(example["image"], -1)).resize((28, 28), Image.Resampling.BILINEAR)
+            yield {"image": image, "label": example["label"]}
+
+    data_dir = str(tmp_path_factory.mktemp("tfds"))
+    features = {
+        "image": tfds.features.Image(shape=(28, 28, 1)),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
+    _prepare_tfds(data_dir, "tiny_digits", {"train": examples("train", 200), "test": examples("test", 60)}, features)
+    return data_dir

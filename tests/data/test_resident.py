@@ -1,0 +1,188 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_research.data import order
+from cnn_research.data.resident import ResidentFeed
+from cnn_research.data.sources import open_source
+from cnn_research.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_source("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def feed(digits):
+    return ResidentFeed(digits, seed=7)
+
+
+@pytest.fixture(scope="module")
+def photographs(prepare_tfds, tmp_path_factory):
+    """Colour images of three sizes, and one large size, as a data_dir; the label numbers the image."""
+    import tensorflow_datasets as tfds
+
+    data_dir = str(tmp_path_factory.mktemp("photographs"))
+    rng = np.random.default_rng(0)
+
+    def examples(*sizes):
+        images = [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for height, width in sizes]
+        return [{"image": image, "label": label} for label, image in enumerate(images)]
+
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=4)}
+    splits = {"mixed": examples((5, 7), (9, 6), (8, 8)), "large": examples((150, 160), (150, 160), (150, 160))}
+    prepare_tfds(data_dir, "photographs", splits, features)
+    return data_dir, splits
+
+
+def test_arrays_hold_the_source(digits, feed):
+    assert {key: (a.dtype, a.shape) for key, a in feed.arrays.items()} == {
+        "image": (np.uint8, (360, 8, 8, 1)),
+        "label": (np.int32, (360,)),
+    }
+    for index in (0, 255, 256, 359):  # on both sides of where one chunk ends
+        np.testing.assert_array_equal(feed.arrays["image"][index], digits[index]["image"])
+        assert feed.arrays["label"][index] == digits[index]["label"]
+    assert (feed.num_examples, feed.image_shape, feed.classes) == (360, (8, 8, 1), digits.classes)
+
+
+def test_arrays_hold_a_tfds_sub_split(tiny_tfds):
+    source = open_source("tiny_digits", "train[20:50]", tiny_tfds)
+    feed = ResidentFeed(source)
+    assert feed.num_examples == 30 and feed.image_shape == (28, 28, 1)
+    for index, example in enumerate(source):
+        np.testing.assert_array_equal(feed.arrays["image"][index], example["image"])
+        assert feed.arrays["label"][index] == example["label"]
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "resampling"),
+    [
+        ("bilinear", Image.Resampling.BILINEAR),
+        ("nearest", Image.Resampling.NEAREST),
+        ("bicubic", Image.Resampling.BICUBIC),
+    ],
+)
+def test_resizes_as_pillow_does(digits, photographs, interpolation, resampling):
+    feed = ResidentFeed(digits, image_size=12, interpolation=interpolation)
+    assert feed.image_shape == (12, 12, 1)
+    for index in (0, 359):
+        expected = Image.fromarray(digits[index]["image"][..., 0]).resize((12, 12), resampling)
+        np.testing.assert_array_equal(feed.arrays["image"][index, ..., 0], np.asarray(expected))
+
+    data_dir, splits = photographs
+    feed = ResidentFeed(open_source("photographs", "mixed", data_dir), image_size=8, interpolation=interpolation)
+    assert feed.image_shape == (8, 8, 3)
+    for image, label in zip(feed.arrays["image"], feed.arrays["label"], strict=True):
+        expected = splits["mixed"][label]["image"].resize((8, 8), resampling)
+        np.testing.assert_array_equal(image, np.asarray(expected))
+
+
+def test_an_image_of_the_right_size_is_left_alone(digits):
+    same = ResidentFeed(digits, image_size=8, interpolation="bicubic").arrays["image"]
+    np.testing.assert_array_equal(same, np.stack([example["image"] for example in digits]))
+
+
+def test_large_images(photographs):
+    data_dir, splits = photographs
+    feed = ResidentFeed(open_source("photographs", "large", data_dir))
+    assert feed.image_shape == (150, 160, 3) and sorted(feed.arrays["label"]) == [0, 1, 2]
+    for image, label in zip(feed.arrays["image"], feed.arrays["label"], strict=True):
+        np.testing.assert_array_equal(image, np.asarray(splits["large"][label]["image"]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 100, 360, 800])
+def test_train_batches_are_the_stream(feed, batch_size):
+    for step in (0, 1, 7, 10**6):
+        batch = feed.train_batch(step, batch_size)
+        assert set(batch) == {"index", "position"}
+        assert batch["index"].dtype == np.int32 and batch["position"].dtype == np.uint32
+        positions = [step * batch_size + i for i in range(batch_size)]
+        np.testing.assert_array_equal(batch["position"], positions)
+        np.testing.assert_array_equal(batch["index"], order.example_indices(7, positions[0], batch_size, 360))
+
+
+def test_every_example_once_an_epoch(feed):
+    epoch = np.concatenate([feed.train_batch(step, 48)["index"] for step in range(15)])  # two epochs of 7.5 batches
+    np.testing.assert_array_equal(np.bincount(epoch, minlength=360), np.full(360, 2))
+
+
+def test_positions_wrap_around(feed):
+    batch = feed.train_batch(2**32 // 16, 16)
+    np.testing.assert_array_equal(batch["position"], range(16))
+    batch = feed.train_batch(np.int32(2**31 - 1), 7)  # NumPy's int32 would overflow
+    np.testing.assert_array_equal(batch["position"], [((2**31 - 1) * 7 + i) % 2**32 for i in range(7)])
+    assert feed.train_batch(2**32 // 7, 7)["position"].tolist() == [2**32 - 4 + i for i in range(4)] + [0, 1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 120, 359, 360, 361, 1000])
+def test_evaluation_counts_each_example_once(feed, batch_size):
+    batches = list(feed.eval_batches(batch_size))
+    assert len(batches) == -(-360 // batch_size)
+    for batch in batches:
+        assert {key: (a.dtype, a.shape) for key, a in batch.items()} == {
+            "index": (np.int32, (batch_size,)),
+            "mask": (np.bool_, (batch_size,)),
+        }
+        assert 0 <= batch["index"].min() and batch["index"].max() < 360
+    seen = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    np.testing.assert_array_equal(seen, np.arange(360))
+    assert all(batch["mask"].all() for batch in batches[:-1])
+
+
+def test_gather_in_a_compiled_step(digits, feed):
+    arrays = jax.device_put(feed.arrays)
+    batch = feed.train_batch(3, 50)
+    result = jax.jit(ResidentFeed.gather)(arrays, batch)
+    assert set(result) == {"image", "label", "position"}
+    assert (result["image"].dtype, result["label"].dtype) == (jnp.uint8, jnp.int32)
+    expected = [digits[index] for index in batch["index"]]
+    np.testing.assert_array_equal(result["image"], np.stack([example["image"] for example in expected]))
+    np.testing.assert_array_equal(result["label"], [example["label"] for example in expected])
+    np.testing.assert_array_equal(result["position"], batch["position"])
+
+
+def test_gather_is_sharded_by_its_caller(feed):
+    devices = jax.device_count()
+    batch = feed.train_batch(0, 4 * devices)
+    shards = {key: values.reshape(devices, 4) for key, values in batch.items()}
+    result = jax.pmap(ResidentFeed.gather, in_axes=(None, 0))(feed.arrays, shards)
+    np.testing.assert_array_equal(result["image"], feed.arrays["image"][shards["index"]])
+
+
+def test_mixed_sizes_are_named(photographs):
+    data_dir, splits = photographs
+    source = open_source("photographs", "mixed", data_dir)
+    with pytest.raises(UserError) as error:
+        ResidentFeed(source)
+    sizes = ["x".join(map(str, splits["mixed"][example["label"]]["image"].size[::-1])) for example in source]
+    assert f"'photographs' mixed differ in size: example 0 has {sizes[0]} pixels, example 1 {sizes[1]}." in str(
+        error.value
+    )
+    assert "image_size" in str(error.value)
+
+
+def test_unknown_interpolation(digits):
+    with pytest.raises(UserError, match="'cubic': choose one of bilinear, nearest, bicubic"):
+        ResidentFeed(digits, interpolation="cubic")
+
+
+def test_split_without_labels(prepare_tfds, tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(4, 4, 1)), "label": tfds.features.ClassLabel(num_classes=2)}
+    example = {"image": Image.new("L", (4, 4)), "label": -1}  # how TFDS marks the labels that a test set withholds
+    prepare_tfds(str(tmp_path), "unlabelled", {"test": [example]}, features)
+    with pytest.raises(UserError, match="Example 0 of 'unlabelled' test has the label -1"):
+        ResidentFeed(open_source("unlabelled", "test", str(tmp_path)))
+
+
+def test_reports_what_it_loaded(digits, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        ResidentFeed(digits)
+    assert "digits test: 360 images of 8x8x1 (0.0 MB) in" in caplog.text

@@ -1,0 +1,149 @@
+"""What pyproject.toml promises, and the rules of the source tree that import-linter can't see."""
+
+import ast
+import importlib.metadata
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "cnn_research"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+EXTRAS = [Requirement(line) for name in ("cuda", "tpu") for line in PROJECT["project"]["optional-dependencies"][name]]
+
+# The one place, as a prefix of the path in the package, where each of these may be used.
+PLACES = {
+    "jax.pmap": "training/parallel.py",
+    "jax.distributed": "training/parallel.py",
+    "jax.experimental.multihost_utils": "training/parallel.py",
+    "flax.jax_utils": "training/parallel.py",
+    "print": "commands/",
+    "sys.exit": "commands/",
+    "absl.app": "commands/",
+    "absl.flags": "commands/",
+}
+
+
+def oldest_pins() -> dict[str, Version]:
+    """The versions in constraints/oldest.txt by canonical name."""
+    pins = {}
+    for line in (ROOT / "constraints" / "oldest.txt").read_text().splitlines():
+        if text := line.split("#")[0].strip():
+            requirement = Requirement(text)
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", line
+            pins[canonicalize_name(requirement.name)] = Version(specifier.version)
+    return pins
+
+
+def dotted(node: ast.expr, aliases: dict[str, str]) -> str | None:
+    """The full name that an expression such as `jnp.linalg.norm` stands for; None if it is more than dots and names."""
+    if isinstance(node, ast.Name):
+        return aliases.get(node.id, node.id)
+    if isinstance(node, ast.Attribute) and (base := dotted(node.value, aliases)):
+        return f"{base}.{node.attr}"
+    return None
+
+
+def imports(tree: ast.AST) -> dict[str, str]:
+    """Full name of everything that is imported anywhere in a file, by the name it has there."""
+    aliases = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                # `import a.b as c` binds c to a.b, but `import a.b` binds a: then a.b gets a key that no name equals.
+                aliases[alias.asname or alias.name] = alias.name
+                if not alias.asname:
+                    top = alias.name.split(".")[0]
+                    aliases[top] = top
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            aliases |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return aliases
+
+
+def used_names(source: str) -> set[str]:
+    """Full names of everything that a file imports or mentions."""
+    tree = ast.parse(source)
+    aliases = imports(tree)
+    mentioned = {dotted(node, aliases) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
+    return {name for name in mentioned if name} | set(aliases.values())
+
+
+def uses(source: str, name: str) -> bool:
+    return any(used == name or used.startswith(f"{name}.") for used in used_names(source))
+
+
+@pytest.mark.parametrize("requirement", CORE + EXTRAS, ids=str)
+def test_lower_bound_is_the_oldest_tested_version(requirement):
+    bounds = [Version(specifier.version) for specifier in requirement.specifier if specifier.operator == ">="]
+    assert bounds == [oldest_pins()[canonicalize_name(requirement.name)]]
+
+
+def test_oldest_pins_only_what_is_a_dependency():
+    assert set(oldest_pins()) == {canonicalize_name(requirement.name) for requirement in CORE} | {"jaxlib"}
+    assert oldest_pins()["jaxlib"] == oldest_pins()["jax"]
+
+
+def test_core_dependencies_stay_light():
+    heavy = {"tensorflow", "tensorflow-cpu", "torch", "torchvision", "clu", "opencv-python", "opencv-python-headless"}
+    assert not heavy & {canonicalize_name(requirement.name) for requirement in CORE}
+
+
+def test_core_dependencies_bring_everything_that_is_imported():
+    distributions = importlib.metadata.packages_distributions()
+    declared = {canonicalize_name(requirement.name) for requirement in CORE}
+    undeclared = set()
+    for file in FILES:
+        modules = {name.split(".")[0] for name in imports(ast.parse(file.read_text())).values()}
+        for module in modules - sys.stdlib_module_names - {"cnn_research"}:
+            if not declared & {canonicalize_name(name) for name in distributions.get(module, [])}:
+                undeclared.add(f"{module} in {file.relative_to(ROOT)}")
+    assert not undeclared
+
+
+def test_every_package_directory_is_listed():
+    directories = {".".join(file.parent.relative_to(ROOT).parts) for file in FILES}
+    assert directories == set(PROJECT["tool"]["setuptools"]["packages"])
+    for name in directories:
+        assert (ROOT / name.replace(".", "/") / "__init__.py").is_file(), name
+
+
+@pytest.mark.parametrize(("name", "place"), PLACES.items())
+def test_has_one_place(name, place):
+    elsewhere = [file.relative_to(PACKAGE).as_posix() for file in FILES if uses(file.read_text(), name)]
+    assert [path for path in elsewhere if not path.startswith(place)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "expected"),
+    [
+        ("import jax\nf = jax.pmap(g)", "jax.pmap", True),
+        ("import jax as j\nf = j.pmap(g)", "jax.pmap", True),
+        ("from jax import pmap", "jax.pmap", True),
+        ("import functools, jax\nf = functools.partial(jax.pmap, axis_name='device')", "jax.pmap", True),
+        ("def f():\n    import jax.distributed", "jax.distributed", True),
+        ("from jax import distributed as d", "jax.distributed", True),
+        ("import jax\njax.distributed.initialize()", "jax.distributed", True),
+        ("from jax.experimental.multihost_utils import sync_global_devices", "jax.experimental.multihost_utils", True),
+        ("from flax import jax_utils", "flax.jax_utils", True),
+        ("from flax.jax_utils import replicate", "flax.jax_utils", True),
+        ("print('x')", "print", True),
+        ("from functools import partial\nsay = partial(print, end='')", "print", True),
+        ("import sys\nsys.exit(2)", "sys.exit", True),
+        ("from absl import flags", "absl.flags", True),
+        ("import jax\nf = jax.vmap(g)  # not jax.pmap", "jax.pmap", False),
+        ("class A:\n    def print(self): self.print()", "print", False),
+        ("from flax import linen as nn, traverse_util", "flax.jax_utils", False),
+        ("import numpy as jax\njax.pmap", "jax.pmap", False),
+    ],
+)
+def test_the_search_for_names_finds_them(source, name, expected):
+    assert uses(source, name) is expected
