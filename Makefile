@@ -47,13 +47,13 @@ if [ "$$(cat "$$environment/made-in" 2>/dev/null)" != "$(CURDIR)" ] || ! "$$envi
     echo "Or say where yours is: PYTHON=path/to/python (OLDEST_PYTHON=... for test-oldest)." >&2
     exit 1
   fi
-  echo "Making $$environment with $$("$$python" --version)."
+  echo "Making $$environment with $$("$$python" --version) (1 GB on disk, up to 300 MB of it downloaded; about a minute on a fast connection)."
   rm -rf "$$environment"
   "$$python" -m venv "$$environment"
   echo "$(CURDIR)" >"$$environment/made-in"
 fi
 
-echo "Installing into $$environment: about 300 MB to download the first time, one to three minutes."
+echo "Installing into $$environment ..."
 # pip would compile thousands of modules that are never imported. Importing the stack once compiles those that are, takes a
 # quarter of the time and shows that what was installed works. (The variable, set in many containers, would prevent it.)
 "$$environment/bin/python" -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check --prefer-binary --no-compile "$$@"

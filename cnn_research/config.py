@@ -45,14 +45,14 @@ RESUMABLE = (
 def base_config() -> ConfigDict:
     """Returns the locked configuration that every experiment starts from."""
     config = ConfigDict()
-    config.seed = 0  # integer >= 0: initial parameters, order of the data, augmentation, dropout
+    config.seed = 0  # integer in [0, 2**32): initial parameters, order of the data, augmentation, dropout
 
     config.model = ConfigDict()
     config.model.name = "lenet5"  # any of registry.list_models()
     # Fields of the networks. None = the network's own default; setting one that the named network lacks is an error.
     # A field "for each stage" takes one value for all stages or one for each.
-    config.model.activation = placeholder(str)  # relu | prelu | leaky_relu | sigmoid | tanh | gelu
-    config.model.init = placeholder(str)  # initial kernels: he | xavier | lecun
+    config.model.activation = placeholder(str)  # relu | prelu | leaky_relu | sigmoid | tanh | scaled_tanh | gelu
+    config.model.kernel_init = placeholder(str)  # he | xavier | lecun
     config.model.dropout_rate = placeholder(float)  # probability in [0, 1) of dropping a unit of a hidden dense layer
     config.model.pool = placeholder(tuple)  # for each stage: max | average | sum | none
     config.model.filters = placeholder(tuple)  # convnet: output channels of each stage
@@ -90,13 +90,13 @@ def base_config() -> ConfigDict:
     config.optimizer.beta1 = 0.9  # adam, adamw: in [0, 1)
     config.optimizer.beta2 = 0.999  # adam, adamw: in [0, 1)
     config.optimizer.epsilon = 1e-8  # adam, adamw: > 0
-    config.optimizer.weight_decay = 0.0  # >= 0. adamw: decoupled, times the learning rate; others: added to the gradient
+    config.optimizer.weight_decay = 0.0  # >= 0; adamw: decoupled; others: added to the gradient
     config.optimizer.decay = "kernels"  # what decays: kernels (no biases, no norms) | all parameters
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # constant | cosine and linear (to 0) | step | one_cycle
-    config.schedule.warmup = "0st"  # linear warm-up: duration, or "5%" of training. one_cycle: its rise, for example "30%"
-    config.schedule.boundaries = ("50%", "75%")  # step: when the rate is multiplied by the factor; durations or percents
+    config.schedule.warmup = "0st"  # linear: a duration or "5%" of training; one_cycle: its rise, say "30%"
+    config.schedule.boundaries = ("50%", "75%")  # step: when the factor applies; durations or percents
     config.schedule.factor = 0.1  # step: in (0, 1]
 
     config.loss = ConfigDict()
@@ -180,22 +180,33 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         value = _get(config, field)
         require(value in allowed, field, f"not one of {', '.join(allowed)}.{suggest(value, allowed)}")
 
-    attempt("model", registry.create_model, config.model.name, 10, **model_fields(config))
+    fields = attempt("model.name", registry.model_fields, config.model.name)
+    if fields is not None:
+        for field in model_fields(config):
+            has = f"{config.model.name} has no such field, only {', '.join(fields)}; None leaves it unset"
+            require(field in fields, f"model.{field}", has)
+        known = {k: v for k, v in model_fields(config).items() if k in fields}
+        attempt("model", registry.create_model, config.model.name, 10, **known)
     attempt("augment", augment.parse, config.augment)
 
-    require(config.seed >= 0, "seed", "must be at least 0")
+    # JAX makes a key of a seed's lower 32 bits alone: two seeds would share their initial parameters.
+    require(0 <= config.seed < 2**32, "seed", "must be at least 0 and below 2**32")
     require(config.batch_size >= 1, "batch_size", "must be at least 1")
     require(config.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     require(config.dataset.image_size >= 0, "dataset.image_size", "must be at least 0 (0 = as the images are)")
-    require(len(config.dataset.mean) > 0, "dataset.mean", "needs one value, or one a channel")
     require(
-        len(config.dataset.std) > 0 and all(s > 0 for s in config.dataset.std),
+        len(config.dataset.mean) > 0 and all(map(math.isfinite, config.dataset.mean)),
+        "dataset.mean",
+        "needs one value, or one a channel",
+    )
+    require(
+        len(config.dataset.std) > 0 and all(map(_positive, config.dataset.std)),
         "dataset.std",
         "needs one value above 0, or one a channel",
     )
     require(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
     require(_positive(config.optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")
-    require(config.optimizer.weight_decay >= 0, "optimizer.weight_decay", "must be at least 0")
+    require(0 <= config.optimizer.weight_decay < math.inf, "optimizer.weight_decay", "must be at least 0")
     require(_positive(config.optimizer.epsilon), "optimizer.epsilon", "must be above 0")
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
         require(0 <= _get(config, field) < 1, field, "must be at least 0 and below 1")
@@ -206,7 +217,7 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         nearest = " or ".join(str(b) for b in (below, below + num_devices) if b > 0)
         require(False, "batch_size", f"cannot be split over {num_devices} devices evenly; {nearest} can")
 
-    # Any size of batch and dataset shows whether a duration can be read; whether it fits is known when the data is open.
+    # With any sizes one sees whether a duration can be read; what it comes to is known when the data is open.
     size = {"batch_size": 1, "num_examples": 1000}
     total = attempt("duration", to_steps, config.duration, **size)
     require(total != 0, "duration", "must be longer than nothing")
@@ -250,27 +261,34 @@ def from_json(text: str) -> ConfigDict:
     """Reads what `to_json` wrote. Fields that did not exist then take their default.
 
     Raises:
-        UserError: a field that no longer exists, or text that is not JSON.
+        UserError: a field that no longer exists or has a value of another type, or text that is not JSON.
     """
     try:
-        values = flatten(json.loads(text))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"config.json is not readable as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config.json holds {type(values).__name__}, not an object of fields")
     config = base_config()
     known = flatten(config.to_dict())
-    for field, value in values.items():
+    for field, value in flatten(values).items():
         if field not in known:
             raise UserError(f"config.json has a field {field!r} that this version doesn't.{suggest(field, known)}")
         *parents, leaf = field.split(".")
         section = _get(config, ".".join(parents)) if parents else config
-        section[leaf] = _tuples(value)  # JSON knows lists only
+        try:
+            section[leaf] = _tuples(value)  # JSON knows lists only
+        except TypeError as error:
+            raise UserError(f"config.json: {field}={value!r}: {error}") from None
     return config
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Lists the fields in which two runs are different experiments, as "field: old -> new"."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
-    return [f"{k}: {old[k]!r} -> {new[k]!r}" for k in new if old[k] != new[k] and k not in RESUMABLE]
+    changed = [k for k in new if old[k] != new[k] and k not in RESUMABLE]
+    changed.sort(key=lambda k: k != "model.name")  # that it is another network says most
+    return [f"{k}: {old[k]!r} -> {new[k]!r}" for k in changed]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -64,7 +64,7 @@ def given_config() -> ConfigDict:
         section = config
         for part in sections:
             section = section[part]
-        if value == "None":
+        if value in ("None", (None,)):
             section[name] = None
         elif isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str) and "," in value[0]:
             section[name] = tuple(part.strip() for part in value[0].split(","))

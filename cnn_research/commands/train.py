@@ -6,20 +6,20 @@ from ml_collections import config_flags
 from cnn_research.commands import launch
 from cnn_research.training import loop
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File of the experiment; single fields are set by --config.batch_size=256.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: results, metrics, checkpoints.")
-
 
 def run() -> None:
     """Runs the command."""
+    config_flags.DEFINE_config_file(
+        "config", None, "File of the experiment; single fields are set by --config.batch_size=256.", lock_config=True
+    )
+    flags.DEFINE_string("workdir", None, "Folder of the run: results, metrics, checkpoints.")
     launch.run(main, required=("config", "workdir"))
 
 
 def main() -> None:
     """Trains, and says at the end what came out and where it is."""
-    results = loop.train(launch.given_config(), _WORKDIR.value)
+    workdir = flags.FLAGS.workdir
+    results = loop.train(launch.given_config(), workdir)
     test, best = results["test"], results["best"]
     rate = results["examples_per_second"]
     rows = {
@@ -31,8 +31,8 @@ def main() -> None:
         + (f" ({rate:,.0f} images/s)" if rate else ""),
         "on": f"{results['devices']} {results['platform']} device(s)",
         "digest": results["digest"][:16],
-        "results": f"{_WORKDIR.value}/results.json",
-        "metrics": f"{_WORKDIR.value}/metrics.jsonl, or: tensorboard --logdir {_WORKDIR.value}",
-        "checkpoints": f"{_WORKDIR.value}/checkpoints",
+        "results": f"{workdir}/results.json",
+        "metrics": f"{workdir}/metrics.jsonl, or: tensorboard --logdir {workdir}",
+        "checkpoints": f"{workdir}/checkpoints",
     }
     print("\n" + "\n".join(f"  {name:<14} {value}" for name, value in rows.items()) + "\n")

@@ -45,11 +45,16 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """Returns {"image": uint8[H, W, C], "label": int}. Raises IndexError unless 0 <= index < len(self)."""
+        """Returns {"image": uint8[H, W, C], "label": int}; the image is read-only.
+
+        Raises:
+          IndexError: unless 0 <= index < len(self).
+          UserError: for an image that can't be decoded.
+        """
         ...
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Returns the examples of `indices`; for many at once this is much faster than one by one."""
+        """Returns the examples of `indices`: for many at once, much faster than one by one."""
         ...
 
 
@@ -74,9 +79,7 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     start, stop = split_range(split, first, last, len(source))
     if start >= stop:
         raise UserError(f"The split {split!r} of {name!r} is empty: {base_split!r} has {len(source)} examples.")
-    if (start, stop) == (0, len(source)):
-        return source
-    return _Range(source, split, start, stop)
+    return source if split == base_split else _Range(source, split, start, stop)
 
 
 # Sub-splits -----------------------------------------------------------------------------------------------------------
@@ -211,7 +214,9 @@ def _open_digits(split: str) -> _Digits:
     # Every fifth of the shuffled scans sorted by class is a stratified 20 %: 360 scans, each class to within one.
     test = np.sort(np.argsort(labels[shuffled], kind="stable")[::5])
     chosen = shuffled[test] if split == "test" else np.delete(shuffled, test)
-    return _Digits(split, images[chosen], labels[chosen])
+    images, labels = images[chosen], labels[chosen]
+    images.flags.writeable = False  # examples are views into it
+    return _Digits(split, images, labels)
 
 
 @functools.cache

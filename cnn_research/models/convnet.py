@@ -1,7 +1,7 @@
 """The network of the tutorials: stages of convolution, activation and pooling, then fully-connected layers.
 
-With its defaults on 28x28x1 and 10 classes it has 421,642 parameters: conv1 320, conv2 18,496, dense1 401,536 (3,136 x
-128 + 128), output 1,290.
+With its defaults it has 421,642 parameters at 28x28x1 and 10 classes:
+conv1 320, conv2 18,496, dense1 401,536 (7 x 7 x 64 inputs), output 1,290.
 """
 
 from typing import Any
@@ -13,8 +13,7 @@ from cnn_research.models import layers
 
 
 class ConvNet(nn.Module):
-    """Stage: convolution -> [norm] -> activation -> pool -> [norm]; then flatten, hidden fully-connected layers, and
-    the output.
+    """Stages of convolution -> [norm] -> activation -> pool -> [norm]; then hidden fully-connected layers; the output.
 
     The fields are flat, so that a config or a command line sets each of them. Those of the stages are tuples: one value
     for all the stages, or one per stage; `filters` decides how many there are. Layers are named conv1, norm1, conv2,
@@ -38,8 +37,8 @@ class ConvNet(nn.Module):
         dropout_rate: share of units dropped after each hidden fully-connected layer, in training.
         kernel_init: of all kernels, one of `layers.INITIALIZERS`; biases start at 0.
         dtype: compute type.
-        conv: convolution module.
-        norm: normalisation module.
+        conv: convolution module, of `nn.Conv`'s signature.
+        norm: normalisation module, of `nn.BatchNorm`'s signature.
     """
 
     num_classes: int

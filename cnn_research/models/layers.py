@@ -93,8 +93,7 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0)
 
 
 def check_window(name: str, shape: Sequence[int], kernel: int, stride: int, padding: int | str) -> None:
-    """Raises ValueError, naming the layer and the arithmetic, unless a window fits somewhere in an input of `shape` [N,
-    H, W, C]."""
+    """Raises ValueError, naming the layer and the arithmetic, unless a window fits into an input of `shape`."""
     if len(shape) != 4:
         raise ValueError(f"{name}: images have the shape [N, H, W, C], got {tuple(shape)}")
     for field, value in (("kernel", kernel), ("stride", stride)):
@@ -106,8 +105,8 @@ def check_window(name: str, shape: Sequence[int], kernel: int, stride: int, padd
     if out < 1:
         pad = 0 if padding == "valid" else padding
         raise ValueError(
-            f"{name}: input {height}x{width} is too small for kernel {kernel}x{kernel}, stride {stride}, padding {pad}: "
-            f"floor(({size} + 2*{pad} - {kernel})/{stride}) + 1 = {out}"
+            f"{name}: input {height}x{width} is too small for kernel {kernel}x{kernel}, stride {stride}, padding {pad}"
+            f": floor(({size} + 2*{pad} - {kernel})/{stride}) + 1 = {out}"
         )
 
 
@@ -192,8 +191,7 @@ def pool(x: Array, kind: str, size: int, *, name: str, stride: int | None = None
 
 
 def scaled_tanh(x: Array) -> Array:
-    """1.7159 tanh(2x / 3): LeCun et al. 1998, appendix A. f(1) = 1 and f(-1) = -1, and the gain is near 1 between
-    them."""
+    """1.7159 tanh(2x / 3): LeCun et al. 1998, appendix A. f(1) = 1, f(-1) = -1, and the gain is near 1 in between."""
     return 1.7159 * jnp.tanh(2.0 / 3.0 * x)
 
 
@@ -204,9 +202,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array] | None] = {
     "sigmoid": nn.sigmoid,
     "tanh": nn.tanh,
     "scaled_tanh": scaled_tanh,
-    "gelu": functools.partial(
-        nn.gelu, approximate=False
-    ),  # with the error function, as in the paper and PyTorch's default
+    "gelu": functools.partial(nn.gelu, approximate=False),  # the exact form, with erf: PyTorch's default too
 }
 
 
@@ -228,8 +224,7 @@ def activate(x: Array, activation: str, *, name: str) -> Array:
 def hidden_dense(
     x: Array, features: int, *, name: str, activation: str, dropout_rate: float, train: bool, **kwargs: Any
 ) -> Array:
-    """Fully-connected layer, activation, dropout: [N, D] -> [N, features]. The keywords go to `nn.Dense`: dtype,
-    kernel_init..."""
+    """Fully-connected layer, activation, dropout: [N, D] -> [N, features]. Further keywords go to `nn.Dense`."""
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"dropout_rate={dropout_rate!r} is a fraction of units: at least 0 and below 1")
     x = nn.Dense(features, name=name, **kwargs)(x)
@@ -247,6 +242,8 @@ def output_dense(x: Array, num_classes: int, **kwargs: Any) -> Array:
 
 
 def flatten(x: Array) -> Array:
-    """[N, H, W, C] -> [N, H * W * C], channels fastest (PyTorch's order is C, H, W: permute the rows of imported
-    weights)."""
+    """[N, H, W, C] -> [N, H * W * C], channels fastest.
+
+    PyTorch's order is C, H, W: imported weights of the layer that follows need their rows permuted.
+    """
     return x.reshape(x.shape[0], -1)

@@ -33,7 +33,7 @@ class LeNet5(nn.Module):
         dropout_rate: share of units dropped after C5 and F6, in training.
         kernel_init: of all kernels, one of `layers.INITIALIZERS`; biases start at 0.
         dtype: compute type.
-        conv: convolution module.
+        conv: convolution module, of `nn.Conv`'s signature.
     """
 
     num_classes: int
@@ -103,8 +103,7 @@ _DIGITS = """
 
 
 def rbf_codes(num_classes: int) -> np.ndarray:
-    """The fixed targets of `LeNet5Paper`'s output units: float32[num_classes, 84] of +1 (ink) and -1 (paper), row by
-    row.
+    """The fixed targets of `LeNet5Paper`'s outputs: float32[num_classes, 84] of +1 (ink) and -1 (paper), row by row.
 
     Ten classes have the ten drawn digits, whatever the classes are. Any other number has random codes, which the paper
     allows. They are not parameters and no checkpoint holds them, so they come from numpy's RandomState: its stream is
@@ -128,8 +127,10 @@ def _uniform(fan_in: np.ndarray | int) -> nn.initializers.Initializer:
 
 
 class Subsampling(nn.Module):
-    """S2, S4: the sum of each 2x2 window x one coefficient + one bias per map; [N, H, W, C] -> [N, H/2, W/2, C], 2C
-    parameters."""
+    """S2, S4: sum of each 2x2 window x the map's coefficient + its bias; [N, H, W, C] -> [N, H/2, W/2, C].
+
+    2C parameters.
+    """
 
     dtype: layers.Dtype = jnp.float32
 
@@ -143,10 +144,10 @@ class Subsampling(nn.Module):
 
 
 class TableConvolution(nn.Module):
-    """C3: 5x5 convolution along the 60 connections of table I only; [N, H, W, 6] -> [N, H-4, W-4, 16], 60 x 25 + 16 =
-    1,516 parameters.
+    """C3: 5x5 convolution along the 60 connections of table I only; [N, H, W, 6] -> [N, H-4, W-4, 16].
 
-    The 60 kernels, in the table's reading order, are put into their places in a dense [5, 5, 6, 16] kernel that is zero
+    60 x 25 + 16 = 1,516 parameters. The 60 kernels, in the table's reading order, are put into their places in a dense
+    [5, 5, 6, 16] kernel that is zero
     elsewhere: one convolution of 96 kernels is faster than sixteen of a few each, and the other 36 get no gradient
     because they aren't parameters.
     """
@@ -156,23 +157,20 @@ class TableConvolution(nn.Module):
     @nn.compact
     def __call__(self, x: layers.Array) -> layers.Array:
         source, target = np.nonzero(CONNECTIONS)
-        fan_in = (
-            25 * CONNECTIONS.sum(axis=0)[target]
-        )  # 75, 100 or 150 inputs per unit, so each kernel has its own range
+        fan_in = 25 * CONNECTIONS.sum(axis=0)[target]  # int[60]: a unit has 75, 100 or 150 inputs
         kernel = self.param("kernel", _uniform(fan_in), (5, 5, len(source)))
         bias = self.param("bias", nn.initializers.zeros_init(), (CONNECTIONS.shape[1],))
-        dense = (
-            jnp.zeros((5, 5, *CONNECTIONS.shape), self.dtype).at[:, :, source, target].set(kernel.astype(self.dtype))
-        )
+        dense = jnp.zeros((5, 5, *CONNECTIONS.shape), kernel.dtype).at[:, :, source, target].set(kernel)
+        dense = jnp.asarray(dense, self.dtype)
         x = jax.lax.conv_general_dilated(x, dense, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return x + jnp.asarray(bias, self.dtype)
 
 
 class RadialBasisOutput(nn.Module):
-    """Output layer: float[N, 84] -> logits float32[N, num_classes] = -y with y_i = sum_j (x_j - w_ij)^2 and fixed codes
-    w; no parameters.
+    """Euclidean radial basis functions: x: float[N, 84] -> logits float32[N, num_classes] = -sum_j (x_j - w_ij)^2.
 
-    Computed in float32, and by differences: expanding the square would subtract numbers of several hundred.
+    The codes w are fixed, not parameters. Computed in float32, and by differences: expanding the square would subtract
+    numbers of several hundred.
     """
 
     num_classes: int
@@ -184,12 +182,11 @@ class RadialBasisOutput(nn.Module):
 
 
 class LeNet5Paper(nn.Module):
-    """LeNet-5 as published: trainable subsampling, C3's connection table, radial basis outputs. 60,000 parameters for
-    one input channel.
+    """LeNet-5 as published, 60,000 parameters: trainable subsampling, C3's connection table, radial basis outputs.
 
-    * Images are 32x32. 28x28 ones (MNIST as it is distributed) are padded by repeating their edge: those pixels are
-      background, and the network can't know which number the normalisation made of it (the paper: -0.1 for background,
-      1.175 for ink); a zero might draw a frame.
+    * Images are 32x32 (with one channel; C1 grows with more). 28x28 ones (MNIST as it is distributed) are padded by
+      repeating their edge: those pixels are background, and the network can't know which number the normalisation made
+      of it (the paper: -0.1 for background, 1.175 for ink); a zero might draw a frame.
     * Every unit up to F6 squashes its weighted sum by 1.7159 tanh(2a / 3), the subsampling ones included (section
       II-B).
     * The output y_i is the squared distance of F6's states to a fixed code of class i: the smaller, the better. The
@@ -215,7 +212,8 @@ class LeNet5Paper(nn.Module):
         """
         if x.ndim != 4 or x.shape[1:3] not in ((28, 28), (32, 32)):
             raise ValueError(
-                f"C1: the LeNet-5 of the paper takes 32x32 or 28x28 images [N, H, W, C], got {x.shape}; `lenet5` takes others"
+                f"C1: the paper's LeNet-5 takes images [N, 32, 32, C] or [N, 28, 28, C], got {x.shape}; "
+                "lenet5 takes other sizes"
             )
         x = jnp.asarray(x, self.dtype)
         if x.shape[1] == 28:

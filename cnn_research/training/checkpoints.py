@@ -4,12 +4,13 @@ A checkpoint holds numpy trees, so it restores on any number of devices and on a
 
     network   {"params", "batch_stats"}: all that evaluation and inference need
     training  {"step", "opt_state"}: what continuing needs besides
-    about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent
+    about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far
 
 The newest ones and the best one are kept. Writing happens in the background; a kill at any instant leaves the finished
 checkpoints whole, and a half-written one is never seen again.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_research.training.state import TrainState
 
@@ -32,16 +32,13 @@ class Checkpoints:
             directory: local path or gs://.
             config: `config.checkpoint`, of which `keep` and `best_metric` count here.
         """
+        self._keep = config.keep
         self._best_metric = config.best_metric
-        self._sign = -1 if config.best_metric == "loss" else 1
-        # By default BestN keeps for ever what has no metrics.
-        best = policies.BestN(get_metric_fn=self._goodness, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             epath.Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
-                best_fn=self._goodness,
-                cleanup_tmp_directories=True,
+                preservation_policy=self,
+                cleanup_tmp_directories=True,  # what a kill left half-written
                 enable_background_delete=True,
             ),
             item_handlers={
@@ -50,10 +47,17 @@ class Checkpoints:
                 "about": ocp.JsonCheckpointHandler(),
             },
         )
+        # Every checkpoint says which was the best when it was saved.
+        self._best = self.about(self.latest_step)["best"] if self.latest_step else None
 
-        step = self._manager.best_step()
-        metrics = None if step is None else self._manager.metrics(step)
-        self._best = None if metrics is None else {"step": step, **metrics}
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """orbax's PreservationPolicy: the newest and the best stay, everything else goes.
+
+        orbax's own best-N policy would warn at every save that was not evaluated, and keeps such saves for ever.
+        """
+        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-self._keep :]
+        best = self._best["step"] if self._best else None
+        return [checkpoint.step in newest or checkpoint.step == best for checkpoint in checkpoints]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,11 +76,11 @@ class Checkpoints:
         return self._best
 
     def is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether nothing saved is better. The newer of two equals counts as better, as it does in orbax's BestN."""
-        return self._best is None or self._goodness(metrics) >= self._goodness(self._best)
-
-    def _goodness(self, metrics: dict[str, float]) -> float:
-        return self._sign * metrics[self._best_metric]
+        """Whether nothing saved so far is as good."""
+        if self._best is None:
+            return True
+        new, old = metrics[self._best_metric], self._best[self._best_metric]
+        return new < old if self._best_metric == "loss" else new > old
 
     def save(self, state: TrainState, about: dict[str, Any], metrics: dict[str, float] | None) -> None:
         """Starts writing a checkpoint and returns.
@@ -92,11 +96,10 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                network=ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
+                network=ocp.args.StandardSave(state.variables),
                 training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                about=ocp.args.JsonSave(about),
+                about=ocp.args.JsonSave(about | {"best": self._best}),
             ),
-            metrics=metrics,
         )
 
     def about(self, step: int) -> dict[str, Any]:

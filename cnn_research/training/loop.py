@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
             raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
         if first_step:
             state, about = checkpoints.restore(first_step, like=state)
-        files.write_config(workdir, config)
+        files.describe(workdir, config)
         logging.info(
             f"{config.model.name}: {parameters:,} parameters. {config.dataset.name}: {feed.num_examples:,} images. "
             f"{parallel.device_count()} device(s): {jax.devices()[0].device_kind}. "
@@ -83,7 +83,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         ):
 
             def evaluate_on(split: str) -> dict[str, float]:
-                values = evaluate_feed(p_eval_step, state.variables, arrays[split], feeds[split], config.eval_batch_size)
+                values = evaluate_feed(
+                    p_eval_step, state.variables, arrays[split], feeds[split], config.eval_batch_size
+                )
                 _require_finite([values["loss"]], step, f"loss on {split!r}", checkpoints)
                 writer.write(step, split, values)
                 progress.evaluated(step, split, values)
@@ -219,5 +221,5 @@ def _require_finite(values: Sequence[float], first_step: int, what: str, checkpo
     if bad:
         steps = f"step {bad[0]}" if len(bad) == 1 else f"steps {bad[0]} to {bad[-1]}"
         saved = checkpoints.latest_step
-        left = f"the checkpoint of step {saved} is good" if saved else "there is no checkpoint yet"
+        left = f"the last checkpoint, of step {saved}, is finite" if saved else "there is no checkpoint yet"
         raise Diverged(f"diverged: {what} not finite at {steps}; {left}. A lower learning rate or a warm-up may help.")

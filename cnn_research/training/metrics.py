@@ -22,13 +22,16 @@ def batch_sums(logits: jax.Array, labels: jax.Array, losses: jax.Array, mask: ja
     Returns:
         float32 sums for each of NAMES, and "count", int32.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # How many classes are placed before the right one. Written as "not at most" so that NaN counts as wrong.
-    ahead = jnp.sum(~(logits <= own), axis=-1)
+    labels = labels[:, None]
+    classes = jnp.arange(logits.shape[-1])
+    own = jnp.take_along_axis(logits, labels, axis=-1)
+    # How many classes are placed before the right one; of equal ones those of lower index are, as argmax has it.
+    # Written as "not at most" so that NaN counts as wrong: the right class then has all K before it, itself included.
+    ahead = jnp.sum(~(logits <= own) | ((logits == own) & (classes < labels)), axis=-1)
     right = {
         "loss": losses,
-        "accuracy": jnp.argmax(logits, axis=-1) == labels,
-        "top5": ahead < 5,
+        "accuracy": ahead == 0,
+        "top5": ahead < min(5, len(classes)),
     }
     sums = {name: jnp.sum(jnp.where(mask, values, 0.0)) for name, values in right.items()}
     return sums | {"count": jnp.sum(mask, dtype=jnp.int32)}

@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 
 
 def create_schedule(
-    name: str, peak: float, *, total_steps: int, warmup_steps: int, boundaries: tuple[int, ...] = (), factor: float = 0.1
+    name: str,
+    peak: float,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    boundaries: tuple[int, ...] = (),
+    factor: float = 0.1,
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step, from 0 to total_steps - 1.
 
@@ -18,19 +24,22 @@ def create_schedule(
         peak: the highest learning rate.
         total_steps: the length of training.
         warmup_steps: w; the rate rises linearly over the first w steps, from peak / w to the peak.
-            one_cycle: the length of its rise (Smith & Topin 2018: from peak / 25 on a cosine, then down to peak / 250,000).
+            one_cycle (Smith & Topin 2018): the length of its rise from peak / 25; then it falls to peak / 250,000.
         boundaries: step: the steps at which the rate is multiplied by `factor`.
         factor: see `boundaries`.
     """
     if name == "one_cycle":
-        return optax.cosine_onecycle_schedule(total_steps, peak, pct_start=warmup_steps / total_steps)
+        # What optax.cosine_onecycle_schedule does, which however wants the rise as a fraction and rounds it down.
+        end = max(total_steps, warmup_steps + 1)
+        return optax.piecewise_interpolate_schedule("cosine", peak / 25, {warmup_steps: 25.0, end: 1 / 250_000})
     decay_steps = max(1, total_steps - warmup_steps)
+    # Counted from the start of training, as papers do, not from the end of the warm-up. Several may fall on one step.
+    drops = [max(0, b - warmup_steps) for b in boundaries]
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps),
         "linear": lambda: optax.linear_schedule(peak, 0.0, decay_steps),
-        # Counted from the start of training, as papers do, not from the end of the warm-up.
-        "step": lambda: optax.piecewise_constant_schedule(peak, {max(0, b - warmup_steps): factor for b in boundaries}),
+        "step": lambda: optax.piecewise_constant_schedule(peak, {d: factor ** drops.count(d) for d in drops}),
     }[name]()
     if warmup_steps == 0:
         return after

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 import cnn_research
@@ -67,9 +66,7 @@ class Experiment:
         """Builds the network for the classes of a feed, and turns durations into steps by its number of examples."""
         self._config = config
         self._feed = feed
-        self._steps = functools.partial(
-            configs.to_steps, batch_size=config.batch_size, num_examples=feed.num_examples
-        )
+        self._steps = functools.partial(configs.to_steps, batch_size=config.batch_size, num_examples=feed.num_examples)
         self.total_steps = self._steps(config.duration)
         self._steps = functools.partial(self._steps, total_steps=self.total_steps)
         self.log_every = self._steps(config.log_every)
@@ -106,14 +103,12 @@ class Experiment:
             UserError: the images are too small for the network; the message names the layer and its arithmetic.
         """
         try:
-            return create_state(
-                self._common["model"], self._optimizer, self._config.seed, self._feed.image_shape
-            )
+            return create_state(self._common["model"], self._optimizer, self._config.seed, self._feed.image_shape)
         except ValueError as error:
             raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
 
     def train_step(self) -> Callable:
-        """Returns the compiled `step.train_step`: (state, arrays, batch, key) -> (state, metric sums); donates the state."""
+        """Returns the compiled train_step: (state, arrays, batch, key) -> (state, metric sums). Donates the state."""
         step = functools.partial(
             train_step,
             **self._common,
@@ -125,7 +120,7 @@ class Experiment:
         return parallel.pmap_step(step, donate_state=True)
 
     def eval_step(self) -> Callable:
-        """Returns the compiled `step.eval_step`: (variables, arrays, batch) -> metric sums."""
+        """Returns the compiled eval_step: (variables, arrays, batch) -> metric sums."""
         return parallel.pmap_step(functools.partial(eval_step, **self._common), donate_state=False)
 
     def about(self) -> dict[str, Any]:

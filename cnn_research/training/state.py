@@ -11,6 +11,8 @@ from flax import linen as nn
 from flax import struct
 from flax.traverse_util import flatten_dict
 
+from cnn_research.models import registry
+
 
 class TrainState(struct.PyTreeNode):
     """One device's copy of the state; all copies are equal.
@@ -43,19 +45,13 @@ def create_state(
     Raises:
         ValueError: the images are too small for the network; the message names the layer and its arithmetic.
     """
-
-    def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
-        params = variables["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
-
-    # One program instead of hundreds; XLA drops the forward pass from it, since only the parameters are returned.
-    return jax.jit(init)(jax.random.key(seed))
+    variables = registry.init_variables(model, jax.random.key(seed), image_shape)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=jax.jit(optimizer.init)(variables["params"]),  # one program instead of one for each parameter
+    )
 
 
 def count_parameters(params: Any) -> int:

@@ -36,7 +36,7 @@ def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def claim(workdir: epath.Path) -> None:
-    """Creates a workdir if need be, and writes environment.json there.
+    """Creates a workdir if need be, and makes sure that it can be written.
 
     Raises:
         UserError: it can't be written.
@@ -45,15 +45,18 @@ def claim(workdir: epath.Path) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "environment.json", environment())
+        probe = workdir / ".writable"
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written ({error.strerror or error}): choose another") from None
 
 
-def write_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Writes config.json: from now on the workdir is this experiment's."""
+def describe(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes config.json and environment.json: from now on the workdir is this experiment's."""
     if parallel.is_main():
         write_text(workdir / "config.json", configs.to_json(config))
+        write_json(workdir / "environment.json", environment())
 
 
 def load_config(workdir: epath.Path) -> ConfigDict:

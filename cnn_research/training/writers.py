@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, TensorBoard, a progress bar. The only file that knows TensorBoard."""
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar. The only file that knows TensorBoard."""
 
 import json
 import re
@@ -19,7 +19,7 @@ class Writer:
     """Writes rows of metrics to metrics.jsonl and TensorBoard. Use as a context manager."""
 
     def __init__(self, workdir: epath.Path, first_step: int, steps_per_epoch: float):
-        """Opens the files, in the main process alone. Rows after `first_step`, of a run that was killed, are taken back.
+        """Opens the files, in the main process alone; rows after `first_step`, of a run that was killed, go.
 
         Args:
             workdir: of the run.
@@ -28,12 +28,14 @@ class Writer:
         """
         self._steps_per_epoch = steps_per_epoch
         self._rows = self._tensorboard = None
+        self._written = set()
         if not parallel.is_main():
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= first_step]
             files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._written = {(row["step"], row["split"]) for row in kept}
         self._rows = path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
 
@@ -46,8 +48,11 @@ class Writer:
             self._tensorboard.close()
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes one row: {"step", "epoch", "split", values}, at once readable by others."""
-        if not self._rows:
+        """Writes one row: {"step", "epoch", "split", values}, at once readable by others.
+
+        A row that is there is not written again: a finished run may be evaluated once more at its last step.
+        """
+        if not self._rows or (step, split) in self._written:
             return
         row = {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split, **values}
         self._rows.write(json.dumps(row) + "\n")

@@ -33,9 +33,7 @@ def crops(image, padding, mode):
     return {(y, x): padded[y : y + image.shape[0], x : x + image.shape[1]] for y in size for x in size}
 
 
-@pytest.mark.parametrize(
-    "text", ["", " ", "flip", "pad_and_crop(4)", "shift(3)", PIPELINE, "pad_and_crop(0)", "shift(0)"]
-)
+@pytest.mark.parametrize("text", ["flip", "pad_and_crop(4)", "shift(3)"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 9, 3), (1, 1, 3)])
 def test_keeps_shape_and_type(text, shape):
     images = random_images(4, shape)
@@ -43,7 +41,7 @@ def test_keeps_shape_and_type(text, shape):
     assert result.shape == images.shape and result.dtype == np.uint8
 
 
-@pytest.mark.parametrize("text", ["", "pad_and_crop(0)", "shift(0)"])
+@pytest.mark.parametrize("text", ["", " ", "pad_and_crop(0)", "shift(0)"])
 def test_nothing_to_do(text):
     images = random_images(4, (6, 7, 3))
     np.testing.assert_array_equal(augmented(text, images), images)
@@ -101,7 +99,7 @@ def test_depends_on_key_and_position_alone():
     positions = np.arange(100, 124, dtype=np.uint32)
     whole = augmented(PIPELINE, images, positions)
     np.testing.assert_array_equal(augmented(PIPELINE, images, positions), whole)
-    for size in (1, 5, 24):  # batch sizes
+    for size in (1, 8):  # batch sizes
         parts = [augmented(PIPELINE, images[i : i + size], positions[i : i + size]) for i in range(0, 24, size)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
     backwards = augmented(PIPELINE, images[::-1], positions[::-1])
@@ -127,7 +125,7 @@ def test_same_on_every_device():
     np.testing.assert_array_equal(np.asarray(split).reshape(images.shape), augmented(PIPELINE, images, positions))
 
 
-@pytest.mark.parametrize("text", ["pad_and_crop(4)|flip", " pad_and_crop( 4 ) | flip() ", "pad_and_crop(4)|flip()"])
+@pytest.mark.parametrize("text", [" pad_and_crop( 4 ) | flip ", "pad_and_crop(4)|flip()"])
 def test_spelling(text):
     images = random_images(8, (6, 6, 1))
     np.testing.assert_array_equal(augmented(text, images), augmented("pad_and_crop(4)|flip", images))

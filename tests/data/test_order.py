@@ -78,6 +78,8 @@ def test_numpy_integers_do_not_overflow():
 def test_result_can_be_changed_without_changing_the_stream():
     stream(0, 0, 10, 10)[:] = -1
     assert sorted(stream(0, 0, 10, 10)) == list(range(10))
+    with pytest.raises(ValueError, match="read-only"):
+        order.epoch_permutation(0, 0, 10)[:] = -1
 
 
 def test_positions_are_uniform_over_examples():

@@ -1,0 +1,71 @@
+"""Runs the scripts as people do: in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--config", str(Path(__file__).parent / "tiny.py")]
+
+
+class Script:
+    """Starts a script of experiments/ with a number of simulated devices, one after the other or side by side."""
+
+    tiny = TINY
+
+    def __init__(self, cache: Path):
+        self._cache = cache
+
+    def start(self, name: str, *flags: str, devices: int = 1) -> subprocess.Popen:
+        """Starts a script; a train.py compiles into this session's own cache, not the user's."""
+        cache = [f"--config.compilation_cache={self._cache}"] if any("--config" in f for f in flags) else []
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *flags, *cache],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, name: str, *flags: str, devices: int = 1, code: int = 0) -> tuple[str, str]:
+        """Runs a script to its end, requires its exit code and returns (stdout, stderr)."""
+        process = self.start(name, *flags, devices=devices)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+        return out, err
+
+
+def rows(workdir: Path, split: str | None = None) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if split in (None, row["split"])]
+
+
+@pytest.fixture(scope="session")
+def script(tmp_path_factory) -> Script:
+    return Script(tmp_path_factory.mktemp("xla"))
+
+
+@pytest.fixture(scope="session")
+def read_rows() -> Callable:
+    return rows
+
+
+@pytest.fixture(scope="session")
+def reference(script, tmp_path_factory) -> Path:
+    """The workdir of a tiny run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    script.run("train", *TINY, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def results() -> Callable[[Path], dict]:
+    return lambda workdir: json.loads((workdir / "results.json").read_text())

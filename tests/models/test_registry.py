@@ -1,0 +1,214 @@
+"""What every network owes its callers, for each name in the registry; and the registry's own answers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cnn_research.models import layers, registry
+from cnn_research.models.convnet import ConvNet
+
+IMAGE_SHAPE = (28, 28, 1)
+
+
+@functools.cache
+def case(name):
+    """The network with 7 classes, its initial variables and a batch of two images."""
+    model = registry.create_model(name, 7)
+    variables = registry.init_variables(model, jax.random.key(0), IMAGE_SHAPE)
+    x = np.random.default_rng(0).normal(size=(2, *IMAGE_SHAPE)).astype(np.float32)
+    return model, variables, x
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_logits_gradients_and_types(name):
+    model, variables, x = case(name)
+
+    def difference(params):
+        logits = model.apply({**variables, "params": params}, x)
+        return logits[:, 0].sum() - logits[:, 1].sum(), logits
+
+    run = jax.jit(jax.value_and_grad(difference, has_aux=True))
+    (_, logits), grads = run(variables["params"])
+    assert logits.shape == (2, 7) and logits.dtype == jnp.float32 and np.isfinite(logits).all()
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(grad).all() and np.any(grad != 0), path
+    np.testing.assert_array_equal(run(variables["params"])[0][1], logits)
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_outside(name):
+    model, variables, x = case(name)
+    half = registry.create_model(name, 7, dtype="bfloat16")
+    assert half == registry.create_model(name, 7, dtype=jnp.bfloat16) != model
+    shapes = jax.eval_shape(half.init, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+    def run(model):
+        logits, seen = jax.jit(functools.partial(model.apply, capture_intermediates=True))(variables, x)
+        return logits, {
+            layer: values["__call__"][0] for layer, values in seen["intermediates"].items() if "__call__" in values
+        }
+
+    (logits, _), (half_logits, half_seen) = run(model), run(half)
+    assert half_logits.dtype == jnp.float32
+    # Every layer but the output really is in bfloat16.
+    kinds = {layer: value.dtype for layer, value in half_seen.items() if layer != "output"}
+    assert set(kinds.values()) == {jnp.dtype("bfloat16")}, kinds
+    assert np.any(half_logits != logits)
+    np.testing.assert_allclose(half_logits, logits, rtol=0.05, atol=0.05 * float(np.abs(logits).max()))
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_no_field_hides_a_method_of_flax(name):
+    """A field called `init` would replace the method, and nothing could be initialised."""
+    module, _ = registry.MODELS[name]
+    own = {field.name for field in dataclasses.fields(module)} - {"parent", "name"}
+    assert not own & set(dir(nn.Module))
+
+
+def test_init_variables_are_those_of_init_without_its_forward_pass():
+    model = registry.create_model("convnet", 2, filters=(3,), dense=(), batch_norm="after_conv")
+    variables = registry.init_variables(model, jax.random.key(0), IMAGE_SHAPE)
+    expected = model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))
+    assert jax.tree.structure(variables) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+    traced = jax.jit(lambda key: model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))).lower(jax.random.key(0)).as_text()
+    assert "convolution" not in traced and "dot_general" not in traced
+
+
+def test_init_variables_says_which_layer_an_image_is_too_small_for():
+    with pytest.raises(ValueError, match=r"^C3: input 3x3 is too small"):
+        registry.init_variables(registry.create_model("lenet5", 10), jax.random.key(0), (10, 10, 1))
+
+
+def test_statistics_are_averaged_over_the_axis():
+    """Two devices with half a batch each have the statistics, and the logits, of one device with all of it."""
+    fields = {"filters": (3,), "dense": (), "batch_norm": "after_conv"}
+    x = np.random.default_rng(0).normal(size=(2, 4, 6, 6, 1)).astype(np.float32)
+    x[1] += 3.0
+    whole = registry.create_model("convnet", 2, **fields)
+    shared = registry.create_model("convnet", 2, axis_name="device", **fields)
+    variables = registry.init_variables(shared, jax.random.key(0), (6, 6, 1))  # needs no axis
+
+    def run(model):
+        return lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    logits, updated = jax.jit(jax.vmap(run(shared), axis_name="device"))(x)
+    expected_logits, expected = jax.jit(run(whole))(x.reshape(8, 6, 6, 1))
+    alone = jax.jit(run(whole))(x[0])[1]
+    np.testing.assert_allclose(logits.reshape(8, 2), expected_logits, atol=1e-4)
+    for key in ("mean", "var"):
+        stats = updated["batch_stats"]["norm1"][key]
+        for device in (0, 1):
+            np.testing.assert_allclose(stats[device], expected["batch_stats"]["norm1"][key], rtol=1e-4, atol=1e-5)
+        assert np.abs(stats[0] - alone["batch_stats"]["norm1"][key]).max() > 1e-2
+
+
+def test_modules_can_be_injected():
+    calls = []
+
+    def conv(**kwargs):
+        calls.append(kwargs["name"])
+        return nn.Conv(**kwargs)
+
+    norm = functools.partial(nn.BatchNorm, momentum=0.5)
+    model = registry.create_model(
+        "convnet", 2, conv=conv, norm=norm, axis_name="device", filters=(3,), batch_norm="after_pool"
+    )
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    assert calls == ["conv1"]
+    assert model.norm.keywords == {"momentum": 0.5, "axis_name": "device"}
+    assert registry.create_model("convnet", 2).norm is layers.BatchNorm
+    assert registry.create_model("lenet5", 2, axis_name="device").num_classes == 2  # no normalisation: nothing to bind
+
+
+@pytest.fixture
+def variants(monkeypatch):
+    table = {"convnet": (ConvNet, {}), "convnet_s": (ConvNet, {"filters": (4,)}), "lenet5": registry.MODELS["lenet5"]}
+    monkeypatch.setattr(registry, "MODELS", table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ["convnet", "convnet_s", "lenet5"]),
+        ({"pattern": "conv*"}, ["convnet", "convnet_s"]),
+        ({"pattern": "*net*", "exclude": "lenet*"}, ["convnet", "convnet_s"]),
+        ({"exclude": ("*_s", "lenet5")}, ["convnet"]),
+        ({"pattern": "resnet*"}, []),
+    ],
+)
+def test_list_models(variants, arguments, expected):
+    assert registry.list_models(**arguments) == expected
+
+
+def test_the_first_networks_are_there():
+    assert {"convnet", "lenet5", "lenet5_paper"} <= set(registry.list_models())
+
+
+def test_fields_that_a_name_stands_for_are_set_and_closed(variants):
+    assert registry.create_model("convnet_s", 3, dense=(5,)).filters == (4,)
+    assert "filters" in registry.model_fields("convnet")
+    assert "filters" not in registry.model_fields("convnet_s")
+    with pytest.raises(
+        ValueError, match=r"^convnet_s: filters is \(4,\) by the model's name and can't be set; fields:"
+    ):
+        registry.create_model("convnet_s", 3, filters=(8,))
+
+
+def test_model_fields():
+    assert registry.model_fields("lenet5") == {
+        "activation": "relu",
+        "pool": "max",
+        "dropout_rate": 0.0,
+        "kernel_init": "lecun",
+    }
+    assert registry.model_fields("lenet5_paper") == {}
+    fields = registry.model_fields("convnet")
+    assert fields["filters"] == (32, 64) and fields["batch_norm"] == "none"
+    assert not {"num_classes", "dtype", "conv", "norm", "parent", "name"} & set(fields)
+    assert registry.create_model("convnet", 3, **fields) == registry.create_model("convnet", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lenet", 10), "no model is named 'lenet' (did you mean 'lenet5'"),
+        (("lenet", 10), "models: convnet, lenet5"),
+        (("zzz", 10), "no model is named 'zzz'; models: convnet, lenet5"),
+        (("lenet5", 0), "lenet5: num_classes must be at least 1, got 0"),
+    ],
+)
+def test_unknown_models(arguments, message):
+    with pytest.raises(ValueError) as error:
+        registry.create_model(*arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (
+            "lenet5",
+            {"dropout": 0.5},
+            "lenet5 has no field 'dropout' (did you mean 'dropout_rate'?); "
+            "fields: activation, pool, dropout_rate, kernel_init",
+        ),
+        ("lenet5_paper", {"activation": "relu"}, "lenet5_paper has no field 'activation'; fields: none"),
+        ("lenet5", {"parent": None}, "lenet5 has no field 'parent'"),
+        ("lenet5_paper", {"conv": nn.Conv}, "lenet5_paper has no field 'conv'"),
+        ("lenet5", {"dtype": "float16"}, "lenet5: dtype must be float32 or bfloat16, got float16"),
+        ("lenet5", {"dtype": np.float64}, "lenet5: dtype must be float32 or bfloat16, got float64"),
+    ],
+)
+def test_unknown_fields(name, fields, message):
+    with pytest.raises(ValueError) as error:
+        registry.create_model(name, 10, **fields)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

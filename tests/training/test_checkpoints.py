@@ -1,0 +1,232 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cnn_research.config import base_config
+from cnn_research.models import registry
+from cnn_research.training import parallel
+from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.optimizers import create_optimizer, create_schedule
+from cnn_research.training.state import TrainState, create_state
+
+ABOUT = {
+    "version": "0.0",
+    "config": {"seed": 1, "schedule": {"boundaries": ["50%"]}, "model": {"filters": None}},
+    "dataset": {"classes": ["null", "ä ß 零"], "mean": [0.1307], "image_shape": [28, 28, 1]},
+    "seconds": 1.25,
+    "examples_per_second": None,
+}
+
+
+def config(keep=1, best_metric="accuracy"):
+    config = base_config().checkpoint
+    config.update(keep=keep, best_metric=best_metric)
+    return config
+
+
+def tiny(step):
+    """A state whose arrays tell its step."""
+    return TrainState(
+        step=np.int32(step).reshape(()),
+        params={"dense": {"kernel": np.full((2, 3), step, np.float32)}},
+        batch_stats={},
+        opt_state=(),
+    )
+
+
+def scores(accuracy=0.5, top5=0.5, loss=1.0):
+    return {"loss": loss, "accuracy": accuracy, "top5": top5, "num_examples": 10}
+
+
+def steps_on_disk(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def save_all(folder, config, saves):
+    with Checkpoints(folder, config) as checkpoints:
+        for step, metrics in saves:
+            checkpoints.save(tiny(step), ABOUT, metrics)
+
+
+# ------------------------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize(
+    ("keep", "metric", "saves", "kept", "best"),
+    [
+        (1, "accuracy", [0.1, 0.9, 0.5, 0.4], [2, 4], 2),
+        (1, "accuracy", [0.1, 0.2, 0.3], [3], 3),
+        (2, "accuracy", [0.9, 0.1, 0.2, 0.3], [1, 3, 4], 1),
+        (3, "accuracy", [0.9, 0.1, 0.2, 0.3], [1, 2, 3, 4], 1),
+        (1, "loss", [0.9, 0.1, 0.5, 0.4], [2, 4], 2),
+        (1, "loss", [-0.5, 0.1, 0.5], [1, 3], 1),
+        (1, "top5", [0.2, 0.9, 0.5], [2, 3], 2),
+        # Of equals the newest is the best.
+        (1, "accuracy", [0.9, 0.9, 0.1], [2, 3], 2),
+        (1, "loss", [0.3, 0.3, 0.9], [2, 3], 2),
+        (1, "accuracy", [0.0, 0.0], [2], 2),
+        # Saved between two evaluations: never the best, and not kept for ever.
+        (1, "accuracy", [0.5, None, None], [1, 3], 1),
+        (1, "accuracy", [None, None, None], [3], None),
+        (1, "loss", [None, 0.7, None, 0.8, None], [2, 5], 2),
+        (1, "accuracy", [None, 0.5], [2], 2),
+    ],
+)
+def test_newest_and_best_are_kept_and_nothing_else(tmp_path, keep, metric, saves, kept, best):
+    values = [None if value is None else scores(**{metric: value}) for value in saves]
+    save_all(tmp_path / "c", config(keep, metric), list(enumerate(values, start=1)))
+    assert steps_on_disk(tmp_path / "c") == kept
+    with Checkpoints(tmp_path / "c", config(keep, metric)) as checkpoints:
+        assert checkpoints.latest_step == len(saves)
+        assert checkpoints.best == (None if best is None else {"step": best, **values[best - 1]})
+        for step in kept:
+            assert (checkpoints.restore_network(step)["params"]["dense"]["kernel"] == step).all()
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "is_best"),
+    [("accuracy", 0.6, True), ("accuracy", 0.5, True), ("accuracy", 0.4, False), ("loss", 0.4, True), ("loss", 0.6, False)],
+)
+def test_is_best_of_a_run_that_goes_on(tmp_path, metric, value, is_best):
+    new = scores(**{metric: value})
+    with Checkpoints(tmp_path / "c", config(best_metric=metric)) as checkpoints:
+        assert checkpoints.best is None and checkpoints.latest_step is None and checkpoints.is_best(new)
+        checkpoints.save(tiny(1), ABOUT, scores(**{metric: 0.5}))
+        assert checkpoints.is_best(new) == is_best
+    with Checkpoints(tmp_path / "c", config(best_metric=metric)) as checkpoints:
+        assert checkpoints.is_best(new) == is_best
+        checkpoints.save(tiny(2), ABOUT, new)
+        assert checkpoints.best["step"] == (2 if is_best else 1)
+    assert steps_on_disk(tmp_path / "c") == ([2] if is_best else [1, 2])
+
+
+def test_keep_may_change_between_runs(tmp_path):
+    save_all(tmp_path / "c", config(keep=3), [(k, scores()) for k in (1, 2, 3)])
+    save_all(tmp_path / "c", config(keep=1), [(4, scores(0.1))])
+    assert steps_on_disk(tmp_path / "c") == [3, 4]
+
+
+# --------------------------------------------------------------------------------- a whole state and back
+
+
+def real_state(optimizer_name):
+    """A state in the middle of a training, so that nothing in it is zero."""
+    settings = base_config().optimizer
+    settings.update(name=optimizer_name, weight_decay=0.1)
+    optimizer = create_optimizer(settings, create_schedule("cosine", 0.1, total_steps=10, warmup_steps=2))
+    model = registry.create_model("convnet", 3, filters=(2,), batch_norm="after_conv", dense=())
+    state = create_state(model, optimizer, 0, (4, 4, 1))
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        if leaf.dtype == np.int32:
+            return np.array(7, np.int32)
+        return rng.normal(size=leaf.shape).astype(leaf.dtype)
+
+    return state, jax.tree.map(fill, state)
+
+
+def assert_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert isinstance(a, (np.ndarray, np.generic)) and a.dtype == e.dtype and a.shape == e.shape, where
+        np.testing.assert_array_equal(a, e, err_msg=where)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_restore(tmp_path, optimizer):
+    like, state = real_state(optimizer)
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(state, ABOUT, scores())
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        restored, about = checkpoints.restore(7, like)
+        assert checkpoints.about(7) == about == ABOUT
+        network = checkpoints.restore_network(7)
+    assert_equal(restored, state)
+    assert_equal(network, state.variables)
+    # What a resumed run does with it first.
+    assert_equal(parallel.to_host(parallel.replicate(restored)), state)
+
+
+def test_network_is_restored_in_a_process_that_knows_nothing_else(tmp_path):
+    _, state = real_state("adam")
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(state, ABOUT, None)
+    shutil.rmtree(tmp_path / "c" / "7" / "training")
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        assert_equal(checkpoints.restore_network(7), state.variables)
+        assert checkpoints.about(7) == ABOUT
+        assert checkpoints.best is None
+
+
+def test_network_without_batch_statistics(tmp_path):
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(tiny(3), ABOUT, None)
+        assert_equal(checkpoints.restore(3, tiny(0))[0], tiny(3))
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        assert checkpoints.restore_network(3)["batch_stats"] == {}
+
+
+def test_saved_from_eight_devices(tmp_path):
+    """The state comes from all devices; what is on the disk names none of them."""
+    like, state = real_state("momentum")
+    step = parallel.pmap_step(lambda state: jax.tree.map(lambda x: x + 1, state), donate_state=True)
+    replicated = step(parallel.replicate(state))
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(parallel.to_host(replicated), ABOUT, None)
+        for _ in range(3):  # training goes on while it is written, in the memory that the state was in
+            replicated = step(replicated)
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        restored, _ = checkpoints.restore(8, like)
+    assert_equal(restored, jax.tree.map(lambda x: (x + 1).astype(x.dtype), state))
+    assert not list((tmp_path / "c").rglob("*sharding*"))
+    device_state = jax.device_put(restored, jax.devices()[5])  # any one device
+    assert_equal(jax.tree.map(np.asarray, device_state), restored)
+
+
+def test_another_network_is_not_restored(tmp_path):
+    _, state = real_state("sgd")
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(state, ABOUT, None)
+        other = registry.create_model("convnet", 5, filters=(2,), batch_norm="after_conv", dense=())
+        with pytest.raises(ValueError):
+            checkpoints.restore(7, create_state(other, optax.sgd(0.1), 0, (4, 4, 1)))
+
+
+# -------------------------------------------------------------------------------------- what a kill leaves
+
+
+def test_half_written_checkpoint_is_not_seen_and_cleaned_away(tmp_path):
+    folder = tmp_path / "c"
+    save_all(folder, config(), [(1, scores())])
+    half = folder / "2.orbax-checkpoint-tmp"  # the name under which orbax writes, until all is there
+    shutil.copytree(folder / "1", half)
+    shutil.rmtree(half / "network")
+    with Checkpoints(folder, config()) as checkpoints:
+        assert checkpoints.latest_step == 1 and checkpoints.best["step"] == 1
+        assert not half.exists()
+        checkpoints.save(tiny(2), ABOUT, scores(0.9))
+    with Checkpoints(folder, config()) as checkpoints:
+        assert checkpoints.latest_step == 2
+        assert_equal(checkpoints.restore(2, tiny(0))[0], tiny(2))
+    assert steps_on_disk(folder) == [2]
+
+
+def test_nothing_is_lost_when_the_block_is_left_by_an_exception(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(tiny(4), ABOUT, None)
+        raise KeyboardInterrupt
+    assert steps_on_disk(tmp_path / "c") == [4]
+
+
+def test_metrics_keep_every_digit(tmp_path):
+    metrics = scores(accuracy=1 / 3, loss=2.302585092994046)
+    save_all(tmp_path / "c", config(), [(1, metrics)])
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        assert checkpoints.best == {"step": 1, **metrics}
+    assert json.loads(json.dumps(checkpoints.best)) == checkpoints.best

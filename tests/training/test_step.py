@@ -1,0 +1,303 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cnn_research.data import augment
+from cnn_research.data.resident import ResidentFeed
+from cnn_research.models import registry
+from cnn_research.training import parallel
+from cnn_research.training.losses import softmax_cross_entropy
+from cnn_research.training.optimizers import create_schedule
+from cnn_research.training.state import create_state
+from cnn_research.training.step import eval_step, normalise, train_step
+
+DEVICES, BATCH, CLASSES, SHAPE = 8, 32, 3, (6, 6, 1)
+MEAN, STD = (0.4,), (0.3,)
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "image": RNG.integers(0, 256, (50, *SHAPE), dtype=np.uint8),
+    "label": RNG.integers(0, CLASSES, 50).astype(np.int32),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eight_devices():
+    assert jax.device_count() == DEVICES
+
+
+def linear():
+    """Logits = x W + b: its update can be written down."""
+    return registry.create_model("convnet", CLASSES, filters=(), dense=())
+
+
+def convnet(axis_name=parallel.AXIS, **fields):
+    fields = {"filters": (3,), "batch_norm": "after_conv", "dense": ()} | fields
+    return registry.create_model("convnet", CLASSES, axis_name=axis_name, **fields)
+
+
+class Run:
+    """A network with its compiled step, on all devices or, as the reference, on one without pmap."""
+
+    def __init__(self, model, *, augmentation="", optimizer=None, smoothing=0.0):
+        schedule = create_schedule("linear", 0.5, total_steps=10, warmup_steps=0)
+        optimizer = optimizer(schedule) if optimizer else optax.sgd(schedule, momentum=0.9)
+        self.initial = create_state(model, optimizer, seed=3, image_shape=SHAPE)
+        step = functools.partial(
+            train_step,
+            gather=ResidentFeed.gather,
+            augmentation=augment.parse(augmentation),
+            mean=MEAN,
+            std=STD,
+            model=model,
+            loss=functools.partial(softmax_cross_entropy, label_smoothing=smoothing),
+            optimizer=optimizer,
+            schedule=schedule,
+            axis_name=parallel.AXIS,
+        )
+        self.on_devices = parallel.pmap_step(step, donate_state=False)
+        self.on_one = jax.jit(jax.vmap(step, axis_name=parallel.AXIS))
+
+    def devices(self, batch, state=None, seed=0):
+        """One step on eight devices: the replicas of the state, and the metric sums."""
+        state = jax_tree_copies(state or self.initial, DEVICES)
+        state, sums = self.on_devices(
+            state, parallel.replicate(ARRAYS), parallel.shard(batch), parallel.replicate(jax.random.key(seed))
+        )
+        return state, parallel.to_host(sums)
+
+    def one(self, batch, state=None, seed=0):
+        """One step on a single device that is given the whole batch as its share."""
+        state, sums = self.on_one(
+            jax_tree_copies(state or self.initial, 1),
+            jax_tree_copies(ARRAYS, 1),
+            jax_tree_copies(batch, 1),
+            jax.random.key(seed)[None],
+        )
+        return first(state), first(sums)
+
+
+def jax_tree_copies(tree, n):
+    return jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), tree)
+
+
+def first(tree):
+    return jax.tree.map(lambda x: np.asarray(x)[0], tree)
+
+
+def train_batch(start=0, size=BATCH, index=None):
+    index = (np.arange(size) * 7 + start) % 50 if index is None else index
+    return {"index": index.astype(np.int32), "position": np.arange(start, start + size).astype(np.uint32)}
+
+
+def assert_close(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(expected)]
+    for path, a, e in zip(paths, jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, err_msg=path, **tolerance)
+
+
+def assert_replicas_agree(state):
+    for leaf in jax.tree.leaves(state):
+        leaf = np.asarray(leaf)
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+def differ(a, b):
+    return not all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------- normalise
+
+
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"), [(1, (0.3,), (0.35,)), (3, (0.5,), (2.0,)), (3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))]
+)
+def test_normalise(channels, mean, std):
+    images = RNG.integers(0, 256, (2, 5, 4, channels), dtype=np.uint8)
+    images[0, 0, 0], images[0, 0, 1] = 0, 255
+    actual = jax.jit(lambda x: normalise(x, mean, std))(images)
+    assert actual.dtype == jnp.float32
+    expected = (images.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ train_step
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_update_of_a_linear_network_by_numpy(smoothing):
+    run = Run(linear(), smoothing=smoothing)
+    w, b = (np.asarray(run.initial.params["output"][k], np.float64) for k in ("kernel", "bias"))
+    velocity, state = [np.zeros_like(w), np.zeros_like(b)], None
+    for step in range(3):
+        batch = train_batch(start=step * BATCH)
+        images, labels = (ARRAYS[k][batch["index"]] for k in ("image", "label"))
+        x = (images.reshape(BATCH, -1).astype(np.float64) / 255 - MEAN[0]) / STD[0]
+        logits = x @ w + b
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        q = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
+        loss, right = -(q * np.log(p)).sum(), (logits.argmax(-1) == labels).sum()
+        gradients = x.T @ (p - q) / BATCH, (p - q).mean(0)
+        rate = 0.5 * (1 - step / 10)
+        velocity = [0.9 * v + g for v, g in zip(velocity, gradients, strict=True)]
+        w, b = w - rate * velocity[0], b - rate * velocity[1]
+
+        replicas, sums = run.devices(batch, state)
+        assert_replicas_agree(replicas)
+        state = parallel.to_host(replicas)
+        assert state.step == step + 1 and state.step.dtype == np.int32
+        np.testing.assert_allclose(state.params["output"]["kernel"], w, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state.params["output"]["bias"], b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(sums["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(sums["learning_rate"], rate, rtol=1e-6)
+        assert (sums["accuracy"], sums["top5"], sums["count"]) == (right, BATCH, BATCH)
+        assert state.batch_stats == {}
+
+
+def test_eight_devices_do_what_one_does():
+    run = Run(convnet())
+    state = reference = None
+    for step in range(3):
+        batch = train_batch(start=step * BATCH)
+        replicas, sums = run.devices(batch, state)
+        reference, reference_sums = run.one(batch, reference)
+        assert_replicas_agree(replicas)
+        state = parallel.to_host(replicas)
+        assert jax.tree.leaves(state.batch_stats) and differ(state.batch_stats, run.initial.batch_stats)
+        assert_close(state, reference, rtol=2e-5, atol=2e-6)
+        assert_close(sums, reference_sums, rtol=1e-5)
+
+
+def test_local_batch_norm_averages_what_each_device_does_alone():
+    batch = train_batch()
+    local = Run(convnet(axis_name=None), optimizer=lambda schedule: optax.sgd(schedule))
+    replicas, sums = local.devices(batch)
+    assert_replicas_agree(replicas)
+    state = parallel.to_host(replicas)
+
+    # After one step of plain SGD the mean of the gradients shows as the mean of the parameters.
+    shares = parallel.shard(batch)
+    alone = [local.one({k: v[device] for k, v in shares.items()}) for device in range(DEVICES)]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *(s.variables for s, _ in alone))
+    assert_close(state.variables, mean, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(sums["loss"], sum(s["loss"] for _, s in alone), rtol=1e-5)
+    assert differ(alone[0][0].batch_stats, alone[1][0].batch_stats)
+
+    everyone, global_sums = local.one(batch)
+    assert not np.allclose(state.params["conv1"]["kernel"], everyone.params["conv1"]["kernel"], rtol=1e-3)
+    assert abs(global_sums["loss"] - sums["loss"]) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def dropout():
+    return Run(convnet(filters=(), dense=(5,), dropout_rate=0.5))
+
+
+def test_dropout_repeats_for_the_same_seed_and_step(dropout):
+    batch = train_batch()
+    (a, sums_a), (b, sums_b) = dropout.devices(batch), dropout.devices(batch)
+    assert not differ(a, b) and not differ(sums_a, sums_b)
+    assert differ(sums_a, dropout.devices(batch, seed=1)[1])
+
+
+def test_dropout_differs_between_steps(dropout):
+    later = dropout.initial.replace(step=dropout.initial.step + 1)
+    losses = [float(dropout.devices(train_batch(), state)[1]["loss"]) for state in (dropout.initial, later)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_dropout_differs_between_devices(dropout):
+    # All devices see the same four examples. If they dropped the same units, they would all have the loss of the first.
+    share = np.arange(BATCH // DEVICES)
+    everywhere = dropout.devices(train_batch(index=np.tile(share, DEVICES)))[1]["loss"] / DEVICES
+    alone = dropout.one(train_batch(index=share, size=len(share)))[1]["loss"]
+    assert abs(everywhere - alone) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    return Run(linear(), augmentation="shift(2)|flip")
+
+
+def test_augmentation_depends_on_the_position_not_on_device_or_step(shifted):
+    batch = train_batch()
+    expected = shifted.devices(batch)
+    # The same examples with their positions, dealt to the devices in another order.
+    order = RNG.permutation(BATCH)
+    dealt = shifted.devices({name: values[order] for name, values in batch.items()})
+    assert_close(parallel.to_host(dealt[0]), parallel.to_host(expected[0]), rtol=1e-5, atol=1e-6)
+    assert_close(dealt[1], expected[1], rtol=1e-5)
+
+    later = shifted.initial.replace(step=shifted.initial.step + 5)
+    np.testing.assert_allclose(shifted.devices(batch, later)[1]["loss"], expected[1]["loss"], rtol=1e-6)
+
+
+def test_augmentation_is_another_at_another_position_and_seed(shifted):
+    batch = train_batch()
+    moved = batch | {"position": batch["position"] + np.uint32(50)}
+    loss = shifted.devices(batch)[1]["loss"]
+    assert abs(shifted.devices(moved)[1]["loss"] - loss) > 1e-2
+    assert abs(shifted.devices(batch, seed=1)[1]["loss"] - loss) > 1e-2
+    # One position given to all examples: all images are changed alike, not each in a way of its own.
+    image = ARRAYS["image"][:BATCH]
+    alike = augment.apply(augment.parse("shift(2)|flip"), jax.random.key(0), np.zeros(BATCH, np.uint32), image)
+    own = augment.apply(augment.parse("shift(2)|flip"), jax.random.key(0), batch["position"], image)
+    assert differ(alike, own)
+
+
+def test_bfloat16_keeps_what_is_kept_in_float32():
+    states, sums = zip(
+        *(Run(convnet(dtype=dtype)).devices(train_batch()) for dtype in ("float32", "bfloat16")), strict=True
+    )
+    assert jax.tree.map(lambda x: x.dtype, states[1]) == jax.tree.map(lambda x: x.dtype, states[0])
+    assert {x.dtype for x in jax.tree.leaves(states[1].variables)} == {np.dtype("float32")}
+    assert {name: x.dtype.name for name, x in sums[1].items() if name != "count"} == dict.fromkeys(
+        ("loss", "accuracy", "top5", "learning_rate"), "float32"
+    )
+    # The computation itself is in bfloat16: near, with its 8 bits, but not the same.
+    difference = abs(sums[0]["loss"] - sums[1]["loss"]) / sums[0]["loss"]
+    assert 1e-6 < difference < 0.02
+
+
+# ------------------------------------------------------------------------------------------------- eval_step
+
+
+def evaluate(model, variables, batch):
+    step = functools.partial(
+        eval_step, gather=ResidentFeed.gather, mean=MEAN, std=STD, model=model, axis_name=parallel.AXIS
+    )
+    on_devices = parallel.replicate(variables)
+    sums = parallel.pmap_step(step, donate_state=False)(on_devices, parallel.replicate(ARRAYS), parallel.shard(batch))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(on_devices))
+    assert not differ(parallel.to_host(on_devices), variables)
+    return parallel.to_host(sums)
+
+
+def test_eval_step_counts_what_the_mask_lets_through():
+    # Running statistics that differ from the batch's, and dropout: both would show if the network ran as in training.
+    model = convnet(dense=(5,), dropout_rate=0.5)
+    initial = create_state(model, optax.sgd(0.1), 0, SHAPE).variables
+    variables = jax.tree.map(np.asarray, initial)
+    variables["batch_stats"] = jax.tree.map(lambda x: x + np.float32(0.5), variables["batch_stats"])
+    mask = RNG.random(BATCH) < 0.6
+    batch = {"index": np.where(mask, np.arange(BATCH), 0).astype(np.int32), "mask": mask}
+    sums = evaluate(model, variables, batch)
+
+    images, labels = ARRAYS["image"][:BATCH][mask], ARRAYS["label"][:BATCH][mask]
+    x = ((images.astype(np.float64) / 255 - MEAN[0]) / STD[0]).astype(np.float32)
+    logits = np.asarray(model.apply(variables, x, train=False), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(sums["loss"], -log_p[np.arange(len(labels)), labels].sum(), rtol=1e-5)
+    assert sums["accuracy"] == (logits.argmax(-1) == labels).sum()
+    assert sums["count"] == mask.sum() == sums["top5"]
+
+
+def test_eval_step_of_nothing_but_padding():
+    model = linear()
+    variables = jax.tree.map(np.asarray, create_state(model, optax.sgd(0.1), 0, SHAPE).variables)
+    batch = {"index": np.zeros(DEVICES, np.int32), "mask": np.zeros(DEVICES, bool)}
+    assert evaluate(model, variables, batch) == {"loss": 0, "accuracy": 0, "top5": 0, "count": 0}
