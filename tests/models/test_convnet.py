@@ -164,6 +164,22 @@ def test_evaluation_leaves_the_statistics_alone_and_training_moves_them(batch_no
         assert moved == [train] * 4  # mean and variance of two layers
 
 
+def test_normalisation_computes_in_bfloat16_and_keeps_its_statistics_in_float32():
+    model = ConvNet(3, filters=(3,), dense=(), batch_norm="after_conv", dtype=jnp.bfloat16)
+    x = images(4, 8, 8, 1)
+
+    def run(variables, x):
+        return model.apply(
+            variables, x, train=True, mutable=["batch_stats", "intermediates"], capture_intermediates=True
+        )
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    logits, updated = jax.eval_shape(run, variables, x)
+    assert updated["intermediates"]["norm1"]["__call__"][0].dtype == jnp.bfloat16
+    kept = jax.tree.leaves((variables, updated["batch_stats"], logits))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+
+
 def test_dropout_is_drawn_in_training_only():
     model = ConvNet(3, **SMALL, dropout_rate=0.5)
     x = images(4, 8, 8, 1)

