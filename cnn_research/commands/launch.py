@@ -1,6 +1,7 @@
 """What the commands share: flags whose errors are for people, log lines on the console, exit codes."""
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -104,11 +105,11 @@ def _load(path: str) -> ConfigDict:
         return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
     except Exception as error:
         # Whatever the file does wrong, its author wants the line and the reason, not ml_collections' frames.
-        cause = error.__context__ or error
-        lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename) == file.absolute()]
-        lines = lines or [f.lineno for f in traceback.extract_tb(cause.__traceback__) if f.filename == str(file)]
-        where = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"{file}{where}: {type(cause).__name__}: {' '.join(str(cause).split())}") from None
+        cause = error.__context__ if "Error whilst parsing config file" in str(error) else error
+        frames = [f for f in traceback.extract_tb(cause.__traceback__) if Path(f.filename).name == file.name]
+        where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
+        reason = re.sub(r"Other fields present: .*}\"?", "", " ".join(str(cause).split()))
+        raise UserError(f"{where}: {type(cause).__name__}: {reason}") from None
 
 
 def _log_to_console() -> None:

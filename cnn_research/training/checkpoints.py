@@ -25,20 +25,24 @@ from cnn_research.training.state import TrainState
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager: leaving it waits for the last write."""
 
-    def __init__(self, directory: epath.PathLike, config: ConfigDict):
+    def __init__(self, directory: epath.PathLike, config: ConfigDict, *, read_only: bool = False):
         """Opens (and creates) the folder.
 
         Args:
             directory: local path or gs://.
             config: `config.checkpoint`, of which `keep` and `best_metric` count here.
+            read_only: changes nothing in the folder, in which a training may be writing at the same time: what it has
+                half-written looks like what a kill has left.
         """
         self._keep = config.keep
         self._best_metric = config.best_metric
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory).absolute(),
+            epath.Path(directory).resolve(),  # orbax wants an absolute path
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self,
-                cleanup_tmp_directories=True,  # what a kill left half-written
+                # Not orbax's own read_only, which does no more and warns of it.
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,  # what a kill left half-written
                 enable_background_delete=True,
             ),
             item_handlers={

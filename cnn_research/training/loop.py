@@ -171,7 +171,7 @@ def evaluate(
         config.dataset.data_dir = data_dir
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
-    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
         step = checkpoints.latest_step if checkpoint == "latest" else (checkpoints.best or {}).get("step")
         if step is None:
             raise UserError(f"workdir {workdir} has no checkpoint yet: train it first")

@@ -37,7 +37,8 @@ class Writer:
             files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
             self._written = {(row["step"], row["split"]) for row in kept}
         self._rows = path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
+        # A run that was killed before its first checkpoint has left rows too: so for first_step 0 as for any other.
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
 
     def __enter__(self) -> "Writer":
         return self

@@ -1,3 +1,4 @@
+import logging
 import shutil
 
 import jax
@@ -206,7 +207,8 @@ def test_another_network_is_not_restored(tmp_path):
 # -------------------------------------------------------------------------------------- what a kill leaves
 
 
-def test_half_written_checkpoint_is_not_seen_and_cleaned_away(tmp_path):
+@pytest.mark.parametrize("saved", [2, 3], ids=["written again", "skipped"])
+def test_half_written_checkpoint_is_not_seen_and_cleaned_away(tmp_path, saved):
     folder = tmp_path / "c"
     save_all(folder, config(), [(1, scores())])
     half = folder / "2.orbax-checkpoint-tmp"  # the name under which orbax writes, until all is there
@@ -214,12 +216,31 @@ def test_half_written_checkpoint_is_not_seen_and_cleaned_away(tmp_path):
     shutil.rmtree(half / "network")
     with Checkpoints(folder, config()) as checkpoints:
         assert checkpoints.latest_step == 1 and checkpoints.best["step"] == 1
-        assert not half.exists()
-        checkpoints.save(tiny(2), ABOUT, scores(0.9))
+        checkpoints.save(tiny(saved), ABOUT, scores(0.9))  # waits until the cleaning is over
     with Checkpoints(folder, config()) as checkpoints:
-        assert checkpoints.latest_step == 2
-        assert_equal(checkpoints.restore(2, tiny(0))[0], tiny(2))
-    assert steps_on_disk(folder) == [2]
+        assert checkpoints.latest_step == saved
+        assert_equal(checkpoints.restore(saved, tiny(0))[0], tiny(saved))
+    assert steps_on_disk(folder) == [saved]
+
+
+def test_reading_disturbs_no_run_that_is_writing(tmp_path, caplog):
+    folder = tmp_path / "c"
+    save_all(folder, config(), [(1, scores())])
+    half = folder / "2.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "1", half)
+    before = sorted(folder.rglob("*"))
+    with Checkpoints(folder, config(), read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 1 and checkpoints.best["step"] == 1
+        assert checkpoints.about(1)["seconds"] == 1.25
+        assert_equal(checkpoints.restore_network(1), tiny(1).variables)
+    assert sorted(folder.rglob("*")) == before
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_reading_creates_nothing(tmp_path):
+    with Checkpoints(tmp_path / "c", config(), read_only=True) as checkpoints:
+        assert checkpoints.latest_step is None and checkpoints.best is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_lost_when_the_block_is_left_by_an_exception(tmp_path):

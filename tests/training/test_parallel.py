@@ -67,7 +67,7 @@ def test_donation_takes_the_state_and_leaves_the_host_copy(state):
     jax.block_until_ready(new)
     for k, copy in enumerate(copies):
         np.testing.assert_array_equal(copy["w"], state["w"] * 2 ** (k + 1))
-        assert copy["n"] == 6 + k and copy["w"].flags.owndata or copy["w"].base.flags.owndata
+        assert copy["n"] == 6 + k
 
 
 def test_no_donation_leaves_the_state(state):
