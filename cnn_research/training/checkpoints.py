@@ -34,10 +34,13 @@ class Checkpoints:
             read_only: changes nothing in the folder, in which a training may be writing at the same time: what it has
                 half-written looks like what a kill has left.
         """
+        directory = epath.Path(directory)
+        if not directory.is_absolute():  # orbax insists on it; gs:// is, and `resolve` would make a local path of it
+            directory = directory.resolve()
         self._keep = config.keep
         self._best_metric = config.best_metric
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory).resolve(),  # orbax wants an absolute path
+            directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self,
                 # Not orbax's own read_only, which does no more and warns of it.

@@ -63,7 +63,11 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, feed: ResidentFeed):
-        """Builds the network for the classes of a feed, and turns durations into steps by its number of examples."""
+        """Builds the network for the classes of a feed, and turns durations into steps by its number of examples.
+
+        Raises:
+            UserError: the warm-up is longer than training.
+        """
         self._config = config
         self._feed = feed
         self._steps = functools.partial(configs.to_steps, batch_size=config.batch_size, num_examples=feed.num_examples)
@@ -73,11 +77,17 @@ class Experiment:
         self.eval_every = self._steps(config.eval_every)
         self.save_every = self._steps(config.checkpoint.every)
         schedule = config.schedule
+        warmup_steps = self._steps(schedule.warmup)
+        if warmup_steps > self.total_steps:
+            raise UserError(
+                f"config.schedule.warmup={schedule.warmup!r} is {warmup_steps} steps, more than the "
+                f"{self.total_steps} of config.duration={config.duration!r}: the rate would never reach its peak"
+            )
         self._schedule = optimizers.create_schedule(
             schedule.name,
             config.optimizer.learning_rate,
             total_steps=self.total_steps,
-            warmup_steps=self._steps(schedule.warmup),
+            warmup_steps=warmup_steps,
             boundaries=tuple(map(self._steps, schedule.boundaries)),
             factor=schedule.factor,
         )

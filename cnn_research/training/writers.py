@@ -38,7 +38,7 @@ class Writer:
             self._written = {(row["step"], row["split"]) for row in kept}
         self._rows = path.open("a")
         # A run that was killed before its first checkpoint has left rows too: so for first_step 0 as for any other.
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1, flush_secs=10)
 
     def __enter__(self) -> "Writer":
         return self

@@ -116,6 +116,32 @@ def test_keep_may_change_between_runs(tmp_path):
     assert steps_on_disk(tmp_path / "c") == [1, 4]
 
 
+@pytest.mark.parametrize(
+    ("given", "opened"),
+    [("runs/c", "{here}/runs/c"), ("/runs/c", "/runs/c"), ("gs://bucket/runs/c", "gs://bucket/runs/c")],
+)
+def test_folder(tmp_path, monkeypatch, given, opened):
+    """Local or not: what orbax is asked to open. There is no bucket here to really do it with."""
+
+    class Asked(Exception):
+        pass
+
+    def manager(directory, **_):
+        raise Asked(str(directory))
+
+    monkeypatch.setattr("cnn_research.training.checkpoints.ocp.CheckpointManager", manager)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Asked) as asked:
+        Checkpoints(given, config())
+    assert str(asked.value) == opened.format(here=tmp_path)
+
+
+def test_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_all("runs/c", config(), [(1, None)])
+    assert steps_on_disk(tmp_path / "runs" / "c") == [1]
+
+
 # --------------------------------------------------------------------------------- a whole state and back
 
 
