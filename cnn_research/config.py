@@ -52,7 +52,7 @@ def base_config() -> ConfigDict:
     # Fields of the networks. None = the network's own default; setting one that the named network lacks is an error.
     # A field "for each stage" takes one value for all stages or one for each.
     config.model.activation = placeholder(str)  # relu | prelu | leaky_relu | sigmoid | tanh | scaled_tanh | gelu
-    config.model.kernel_init = placeholder(str)  # he | xavier | lecun
+    config.model.kernel_init = placeholder(str)  # paper (alexnet, zfnet, vgg: as theirs) | he | xavier | lecun
     config.model.dropout_rate = placeholder(float)  # probability in [0, 1) of dropping a unit of a hidden dense layer
     config.model.pool = placeholder(tuple)  # for each stage: max | average | sum | none
     config.model.filters = placeholder(tuple)  # convnet: output channels of each stage

@@ -300,7 +300,7 @@ def comments():
     [
         *CHOICES.items(),
         ("model.activation", layers.ACTIVATIONS),
-        ("model.kernel_init", layers.INITIALIZERS),
+        ("model.kernel_init", ["paper", *layers.INITIALIZERS]),
         ("model.pool", [*layers.POOLS, "none"]),
         ("model.batch_norm", ["none", "after_conv", "after_pool"]),
     ],

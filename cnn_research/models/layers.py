@@ -80,19 +80,29 @@ def parse_padding(padding: int | str) -> int | str:
     return int(word)
 
 
-def output_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0) -> int:
+def output_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0, *, ceil_mode: bool = False) -> int:
     """Size of a convolution's or pooling's output along one axis: floor((n + 2p - k) / s) + 1.
 
     "valid" is p = 0; "same" gives ceil(n / s). A result below 1 means that the input is too small; judging that is left
     to the caller.
+
+    With `ceil_mode` the division rounds up: a last window that is only partly filled counts too, as in Caffe, provided
+    that it starts inside the input or the padding before it (PyTorch's rule: else it would see nothing).
     """
     padding = parse_padding(padding)
     if padding == "same":
         return -(-size // stride)
-    return (size + 2 * (0 if padding == "valid" else padding) - kernel) // stride + 1
+    pad = 0 if padding == "valid" else padding
+    steps = size + 2 * pad - kernel
+    if not ceil_mode:
+        return steps // stride + 1
+    out = -(-steps // stride) + 1
+    return out - 1 if (out - 1) * stride >= size + pad else out
 
 
-def check_window(name: str, shape: Sequence[int], kernel: int, stride: int, padding: int | str) -> None:
+def check_window(
+    name: str, shape: Sequence[int], kernel: int, stride: int, padding: int | str, *, ceil_mode: bool = False
+) -> None:
     """Raises ValueError, naming the layer and the arithmetic, unless a window fits into an input of `shape`."""
     if len(shape) != 4:
         raise ValueError(f"{name}: images have the shape [N, H, W, C], got {tuple(shape)}")
@@ -101,12 +111,13 @@ def check_window(name: str, shape: Sequence[int], kernel: int, stride: int, padd
             raise ValueError(f"{name}: {field} must be at least 1, got {value}")
     height, width = shape[1:3]
     size = min(height, width)  # the window is square, so the shorter side decides
-    out = output_size(size, kernel, stride, padding)
+    out = output_size(size, kernel, stride, padding, ceil_mode=ceil_mode)
     if out < 1:
         pad = 0 if padding == "valid" else padding
+        rounding = "ceil" if ceil_mode else "floor"
         raise ValueError(
             f"{name}: input {height}x{width} is too small for kernel {kernel}x{kernel}, stride {stride}, padding {pad}"
-            f": floor(({size} + 2*{pad} - {kernel})/{stride}) + 1 = {out}"
+            f": {rounding}(({size} + 2*{pad} - {kernel})/{stride}) + 1 = {out}"
         )
 
 
@@ -167,15 +178,27 @@ POOLS: dict[str, Callable[..., Array]] = {
 }
 
 
-def pool(x: Array, kind: str, size: int, *, name: str, stride: int | None = None, padding: int | str = 0) -> Array:
+def pool(
+    x: Array,
+    kind: str,
+    size: int,
+    *,
+    name: str,
+    stride: int | None = None,
+    padding: int | str = 0,
+    ceil_mode: bool = False,
+) -> Array:
     """Pooling over square windows: [N, H, W, C] -> [N, H', W', C], with H' = floor((H + 2p - k) / s) + 1.
 
-    Rows and columns that fill no whole window are dropped, as in PyTorch (ceil_mode=False).
+    Rows and columns that fill no whole window are dropped, unless `ceil_mode` is set.
 
     Args:
         kind: "max" (padding never wins), "average" (padding counts as zeros, as in PyTorch) or "sum".
         stride: `size` when None: windows that touch and do not overlap.
         padding: as in `conv`.
+        ceil_mode: rows and columns left over at the bottom and on the right get windows of their own, which reach
+            beyond the padding: see `output_size`. What lies beyond never wins, and doesn't count in an average, as in
+            PyTorch. No effect with "same", which leaves nothing over.
 
     Raises:
         ValueError: an unknown kind, an input that is too small, or windows that could lie wholly in the padding.
@@ -183,11 +206,27 @@ def pool(x: Array, kind: str, size: int, *, name: str, stride: int | None = None
     check_choice(f"{name}: pool", kind, POOLS)
     stride = size if stride is None else stride
     padding = parse_padding(padding)
-    check_window(name, x.shape, size, stride, padding)
+    check_window(name, x.shape, size, stride, padding, ceil_mode=ceil_mode)
     if isinstance(padding, int) and padding >= size:
         # The maximum over padding alone is -inf, which would surface much later as a loss of NaN.
         raise ValueError(f"{name}: padding {padding} must be smaller than the pool's size {size}")
-    return POOLS[kind](x, window_shape=(size, size), strides=(stride, stride), padding=_lax_padding(padding))
+    window: dict[str, Any] = {"window_shape": (size, size), "strides": (stride, stride)}
+    if not ceil_mode or padding == "same":
+        return POOLS[kind](x, padding=_lax_padding(padding), **window)
+
+    pad = 0 if padding == "valid" else padding
+    outs = [output_size(n, size, stride, pad, ceil_mode=True) for n in x.shape[1:3]]
+    beyond = [max(0, (out - 1) * stride + size - n - 2 * pad) for out, n in zip(outs, x.shape[1:3], strict=True)]
+    if kind == "average":  # padding counts, what lies beyond doesn't: so the padding becomes part of the input
+        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        pad = 0
+        window["count_include_pad"] = False
+    return POOLS[kind](x, padding=tuple((pad, pad + more) for more in beyond), **window)
+
+
+def global_average_pool(x: Array) -> Array:
+    """Mean of each channel over the image: [N, H, W, C] -> [N, C], in the type of `x` (summed in float32)."""
+    return jnp.mean(x, axis=(1, 2))
 
 
 def scaled_tanh(x: Array) -> Array:
@@ -225,11 +264,26 @@ def hidden_dense(
     x: Array, features: int, *, name: str, activation: str, dropout_rate: float, train: bool, **kwargs: Any
 ) -> Array:
     """Fully-connected layer, activation, dropout: [N, D] -> [N, features]. Further keywords go to `nn.Dense`."""
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"dropout_rate={dropout_rate!r} is a fraction of units: at least 0 and below 1")
     x = nn.Dense(features, name=name, **kwargs)(x)
     x = activate(x, activation, name=name)
-    return nn.Dropout(dropout_rate, deterministic=not train)(x)
+    return dropout(x, dropout_rate, train=train)
+
+
+def dropout(x: Array, rate: float, *, train: bool, field: str = "dropout_rate", whole_examples: bool = False) -> Array:
+    """In training, zeroes a share `rate` of the units at random and divides the others by 1 - rate; any shape.
+
+    Args:
+        field: what the user calls the rate.
+        whole_examples: zeroes all units of an example or none (stochastic depth).
+
+    Raises:
+        ValueError: the rate is not in [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        unit = "examples" if whole_examples else "units"
+        raise ValueError(f"{field}={rate!r} is a fraction of {unit}: at least 0 and below 1")
+    broadcast_dims = tuple(range(1, x.ndim)) if whole_examples else ()
+    return nn.Dropout(rate, broadcast_dims=broadcast_dims, deterministic=not train)(x)
 
 
 def output_dense(x: Array, num_classes: int, **kwargs: Any) -> Array:
@@ -247,3 +301,54 @@ def flatten(x: Array) -> Array:
     PyTorch's order is C, H, W: imported weights of the layer that follows need their rows permuted.
     """
     return x.reshape(x.shape[0], -1)
+
+
+# -- local response normalisation, adaptive pooling
+
+
+def local_response_norm(
+    x: Array, *, name: str, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> Array:
+    """b_i = a_i / (k + alpha * sum_j a_j^2)^beta over the `size` channels j around i: [N, H, W, C] -> the same shape.
+
+    Krizhevsky, Sutskever & Hinton 2012, section 3.3, whose constants are the defaults. The sum stops at the first and
+    the last channel. alpha multiplies the sum, as in the paper. In PyTorch and Caffe it multiplies the mean, so theirs
+    is alpha * size; and their k is 1 by default.
+
+    Sum and power are computed in float32: in bfloat16, 2 + alpha * sum is 2 for any sum below 78.
+
+    Raises:
+        ValueError: `size` is not an odd number.
+    """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"{name}: size={size} must be an odd number, so that a channel has as many on either side")
+    a = x.astype(jnp.float32)
+    same = ((0, 0), (0, 0), (0, 0), (size // 2, size // 2))
+    # A window that slides along the channels: its gradient is one more window, where that of a sum of shifted slices
+    # took four times as long on a CPU.
+    total = lax.reduce_window(a * a, 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), same)
+    return (a * (k + alpha * total) ** -beta).astype(x.dtype)
+
+
+def adaptive_average_pool(x: Array, size: int, *, name: str) -> Array:
+    """The mean of each of size x size bins, whatever the input's size: [N, H, W, C] -> [N, size, size, C].
+
+    PyTorch's definition: bin i covers the rows from floor(i * H / size) up to, not including, ceil((i + 1) * H / size);
+    columns likewise. Bins overlap where H is no multiple of `size`. Where H is smaller than `size`, rows come more than
+    once. H = size changes nothing, and size = 1 is the mean of the whole map.
+
+    Raises:
+        ValueError: no image batch or a `size` below 1.
+    """
+    check_window(name, x.shape, size, 1, "same")
+
+    def pool_axis(x: Array, axis: int) -> Array:
+        n = x.shape[axis]
+        if n == size:
+            return x
+        bins = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+        means = [lax.slice_in_dim(x, start, end, axis=axis).mean(axis, keepdims=True) for start, end in bins]
+        return jnp.concatenate(means, axis)
+
+    # A bin is a rectangle, so its mean is the mean, over its columns, of the means over its rows.
+    return pool_axis(pool_axis(x, 1), 2)

@@ -17,13 +17,31 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.models import convnet, layers, lenet
+from cnn_research.models import alexnet, convnet, layers, lenet, vgg, zfnet
 
-# Name -> (class, the fields that the name stands for). A size variant is a line: "vgg16": (vgg.VGG, {"depth": 16}).
+# Name -> (class, the fields that the name stands for). A size variant is a line.
 MODELS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
     "convnet": (convnet.ConvNet, {}),
     "lenet5": (lenet.LeNet5, {}),
     "lenet5_paper": (lenet.LeNet5Paper, {}),
+    "alexnet": (alexnet.AlexNet, {"towers": 2}),
+    "alexnet_one_tower": (alexnet.AlexNet, {"towers": 1}),
+    "alexnet_owt": (alexnet.AlexNetOWT, {}),
+    "zfnet": (zfnet.ZFNet, {"filters": (384, 384, 256)}),
+    "zfnet_wide": (zfnet.ZFNet, {"filters": (512, 1024, 512)}),
+    "vgg11": (vgg.VGG, {"configuration": "A", "batch_norm": False}),
+    "vgg13": (vgg.VGG, {"configuration": "B", "batch_norm": False}),
+    "vgg16_c": (vgg.VGG, {"configuration": "C", "batch_norm": False}),
+    "vgg16": (vgg.VGG, {"configuration": "D", "batch_norm": False}),
+    "vgg19": (vgg.VGG, {"configuration": "E", "batch_norm": False}),
+    "vgg11_bn": (vgg.VGG, {"configuration": "A", "batch_norm": True}),
+    "vgg13_bn": (vgg.VGG, {"configuration": "B", "batch_norm": True}),
+    "vgg16_bn": (vgg.VGG, {"configuration": "D", "batch_norm": True}),
+    "vgg19_bn": (vgg.VGG, {"configuration": "E", "batch_norm": True}),
+    "vgg11_bn_cifar": (vgg.VGGCifar, {"configuration": "A"}),
+    "vgg13_bn_cifar": (vgg.VGGCifar, {"configuration": "B"}),
+    "vgg16_bn_cifar": (vgg.VGGCifar, {"configuration": "D"}),
+    "vgg19_bn_cifar": (vgg.VGGCifar, {"configuration": "E"}),
 }
 
 # Modules that code, not a config, may replace: create_model accepts them where a network has them.

@@ -9,22 +9,64 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.models import layers, registry
+from cnn_research.models import alexnet, layers, registry, vgg, zfnet
 from cnn_research.models.convnet import ConvNet
 
 IMAGE_SHAPE = (28, 28, 1)
+
+# What is compiled and run, at what size: the cheapest network of each class, and more where a field changes its course.
+# The others are the same code with other numbers; of those, here and in their own tests, only shapes are computed.
+RUN = {
+    "convnet": IMAGE_SHAPE,
+    "lenet5": IMAGE_SHAPE,
+    "lenet5_paper": IMAGE_SHAPE,
+    "alexnet": (67, 67, 3),
+    "alexnet_owt": (63, 63, 3),
+    "zfnet": (47, 47, 3),
+    "vgg11": (32, 32, 3),
+    "vgg11_bn_cifar": (32, 32, 3),
+}
+
+
+def test_every_class_is_run():
+    assert {registry.MODELS[name][0] for name in RUN} == {module for module, _ in registry.MODELS.values()}
+
+
+@pytest.fixture(autouse=True)
+def few_units(monkeypatch):
+    """Without 4,096 units in each of two layers, which make 100 million parameters and test nothing more."""
+    for module in (alexnet, vgg, zfnet):
+        monkeypatch.setattr(module, "UNITS", 64)
 
 
 @functools.cache
 def case(name):
     """The network with 7 classes, its initial variables and a batch of two images."""
     model = registry.create_model(name, 7)
-    variables = registry.init_variables(model, jax.random.key(0), IMAGE_SHAPE)
-    x = np.random.default_rng(0).normal(size=(2, *IMAGE_SHAPE)).astype(np.float32)
+    variables = registry.init_variables(model, jax.random.key(0), RUN[name])
+    x = np.random.default_rng(0).normal(size=(2, *RUN[name])).astype(np.float32)
     return model, variables, x
 
 
 @pytest.mark.parametrize("name", registry.list_models())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_classes_and_channels(name, dtype):
+    """Shapes alone, but for every name."""
+    size = 32 if name.startswith("lenet") else 224
+    x = jax.ShapeDtypeStruct((2, size, size, 5), jnp.float32)
+    model = registry.create_model(name, 3, dtype=dtype)
+
+    def run(x, train):
+        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        return model.init_with_output(rngs, x, train=train)
+
+    for train in (False, True):
+        logits, variables = jax.eval_shape(functools.partial(run, train=train), x)
+        assert logits.shape == (2, 3)
+        assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_logits_gradients_and_types(name):
     model, variables, x = case(name)
 
@@ -40,7 +82,7 @@ def test_logits_gradients_and_types(name):
     np.testing.assert_array_equal(run(variables["params"])[0][1], logits)
 
 
-@pytest.mark.parametrize("name", registry.list_models())
+@pytest.mark.parametrize("name", RUN)
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_outside(name):
     model, variables, x = case(name)
     half = registry.create_model(name, 7, dtype="bfloat16")
@@ -181,12 +223,12 @@ def test_model_fields():
     ("arguments", "message"),
     [
         (("lenet", 10), "no model is named 'lenet' (did you mean 'lenet5'"),
-        (("lenet", 10), "models: convnet, lenet5"),
-        (("zzz", 10), "no model is named 'zzz'; models: convnet, lenet5"),
+        (("lenet", 10), "models: convnet, convnet_s, lenet5"),
+        (("zzz", 10), "no model is named 'zzz'; models: convnet, convnet_s, lenet5"),
         (("lenet5", 0), "lenet5: num_classes must be at least 1, got 0"),
     ],
 )
-def test_unknown_models(arguments, message):
+def test_unknown_models(variants, arguments, message):
     with pytest.raises(ValueError) as error:
         registry.create_model(*arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
