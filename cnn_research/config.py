@@ -53,7 +53,9 @@ def base_config() -> ConfigDict:
     # A field "for each stage" takes one value for all stages or one for each.
     config.model.activation = placeholder(str)  # relu | prelu | leaky_relu | sigmoid | tanh | scaled_tanh | gelu
     config.model.kernel_init = placeholder(str)  # paper (alexnet, zfnet, vgg: as theirs) | he | xavier | lecun
-    config.model.dropout_rate = placeholder(float)  # probability in [0, 1) of dropping a unit of a hidden dense layer
+    # Probability in [0, 1) of dropping a unit: of a hidden dense layer; googlenet, resnet: of the averaged features;
+    # densenet: of every convolution's output but the first's.
+    config.model.dropout_rate = placeholder(float)
     config.model.pool = placeholder(tuple)  # for each stage: max | average | sum | none
     config.model.filters = placeholder(tuple)  # convnet: output channels of each stage
     config.model.kernel_size = placeholder(tuple)  # convnet, for each stage: pixels
@@ -63,6 +65,14 @@ def base_config() -> ConfigDict:
     config.model.pool_stride = placeholder(tuple)  # convnet, for each stage: pixels
     config.model.batch_norm = placeholder(str)  # convnet: none | after_conv | after_pool
     config.model.dense = placeholder(tuple)  # convnet: units of each hidden fully-connected layer; () for none
+    config.model.stem = placeholder(str)  # resnet18 to 152: imagenet (7x7/2, max pool) | cifar (3x3, for small images)
+    config.model.stride_in_1x1 = placeholder(bool)  # resnet50, 101, 152: stride where the paper has it, not torchvision
+    config.model.shortcut = placeholder(str)  # resnet, where shapes change: A (zeros) | B (1x1 convolution)
+    config.model.zero_init_residual = placeholder(bool)  # resnet: every block starts as its shortcut
+    config.model.squeeze_excitation = placeholder(bool)  # resnet: after every residual
+    config.model.stochastic_depth_rate = placeholder(float)  # resnet: probability in [0, 1) of dropping the last block
+    config.model.auxiliary_heads = placeholder(bool)  # googlenet: two more classifiers, in training only
+    config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
 
     config.dataset = ConfigDict()
     config.dataset.name = "digits"  # digits | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"

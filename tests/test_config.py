@@ -15,7 +15,7 @@ from cnn_research.config import CHOICES, RESUMABLE, base_config, differences, fr
 from cnn_research.data.resident import INTERPOLATIONS, ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
-from cnn_research.models import layers, registry
+from cnn_research.models import layers, registry, resnet
 from cnn_research.training import losses, metrics, optimizers
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.setup import Experiment
@@ -303,6 +303,8 @@ def comments():
         ("model.kernel_init", ["paper", *layers.INITIALIZERS]),
         ("model.pool", [*layers.POOLS, "none"]),
         ("model.batch_norm", ["none", "after_conv", "after_pool"]),
+        ("model.stem", resnet.STEMS),
+        ("model.shortcut", resnet.SHORTCUTS),
     ],
 )
 def test_the_comments_list_the_same_names(field, names):
@@ -423,7 +425,7 @@ def test_differences_see_every_other_field():
         if field == "schedule.boundaries":
             new = ("1st",)
         if value is None:
-            new = next(x for x in ("other", 0.5, (1,)) if accepts(field, x))
+            new = next(x for x in ("other", 0.5, (1,), True) if accepts(field, x))
         set_field(config, field, new)
         assert differences(base_config(), config) == [f"{field}: {value!r} -> {new!r}"]
 

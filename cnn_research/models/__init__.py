@@ -4,6 +4,8 @@
 
 `dtype` is the compute type (float32 or bfloat16); parameters, normalisation statistics and logits are always float32.
 With `train=True` normalisation layers use the batch's own statistics (pass `mutable=["batch_stats"]`) and dropout draws
-from the rng stream "dropout". Start at `registry.create_model`; this package imports jax, flax, numpy and nothing else
-of cnn_research.
+from the rng stream "dropout". Auxiliary heads, where a network has them, `sow` their logits into the collection
+"auxiliary", with `train=True` only and if it is among `mutable`.
+
+Start at `registry.create_model`; this package imports jax, flax, numpy and nothing else of cnn_research.
 """

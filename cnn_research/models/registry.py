@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.models import alexnet, convnet, layers, lenet, vgg, zfnet
+from cnn_research.models import alexnet, convnet, densenet, googlenet, layers, lenet, resnet, vgg, zfnet
 
 # Name -> (class, the fields that the name stands for). A size variant is a line.
 MODELS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
@@ -42,6 +42,29 @@ MODELS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
     "vgg13_bn_cifar": (vgg.VGGCifar, {"configuration": "B"}),
     "vgg16_bn_cifar": (vgg.VGGCifar, {"configuration": "D"}),
     "vgg19_bn_cifar": (vgg.VGGCifar, {"configuration": "E"}),
+    "googlenet": (googlenet.GoogLeNet, {}),
+    "googlenet_bn": (googlenet.GoogLeNetBN, {"large_kernel_size": 3}),
+    "resnet18": (resnet.ResNet, {"depth": 18}),
+    "resnet34": (resnet.ResNet, {"depth": 34}),
+    "resnet50": (resnet.ResNet, {"depth": 50}),
+    "resnet101": (resnet.ResNet, {"depth": 101}),
+    "resnet152": (resnet.ResNet, {"depth": 152}),
+    "resnet20": (resnet.CifarResNet, {"depth": 20}),
+    "resnet32": (resnet.CifarResNet, {"depth": 32}),
+    "resnet44": (resnet.CifarResNet, {"depth": 44}),
+    "resnet56": (resnet.CifarResNet, {"depth": 56}),
+    "resnet110": (resnet.CifarResNet, {"depth": 110}),
+    "densenet121": (densenet.DenseNet, {"depth": 121, "growth_rate": 32, **densenet.BC}),
+    "densenet161": (densenet.DenseNet, {"depth": 161, "growth_rate": 48, **densenet.BC}),
+    "densenet169": (densenet.DenseNet, {"depth": 169, "growth_rate": 32, **densenet.BC}),
+    "densenet201": (densenet.DenseNet, {"depth": 201, "growth_rate": 32, **densenet.BC}),
+    "densenet264": (densenet.DenseNet, {"depth": 264, "growth_rate": 32, **densenet.BC}),
+    "densenet_40_12": (densenet.CifarDenseNet, {"depth": 40, "growth_rate": 12, **densenet.PLAIN}),
+    "densenet_100_12": (densenet.CifarDenseNet, {"depth": 100, "growth_rate": 12, **densenet.PLAIN}),
+    "densenet_100_24": (densenet.CifarDenseNet, {"depth": 100, "growth_rate": 24, **densenet.PLAIN}),
+    "densenet_bc_100_12": (densenet.CifarDenseNet, {"depth": 100, "growth_rate": 12, **densenet.BC}),
+    "densenet_bc_190_40": (densenet.CifarDenseNet, {"depth": 190, "growth_rate": 40, **densenet.BC}),
+    "densenet_bc_250_24": (densenet.CifarDenseNet, {"depth": 250, "growth_rate": 24, **densenet.BC}),
 }
 
 # Modules that code, not a config, may replace: create_model accepts them where a network has them.

@@ -146,6 +146,69 @@ def test_pool_is_the_reduction_of_each_window(kind, size, stride, padding):
         np.testing.assert_allclose(out[:, i, j], reduce(window, axis=(1, 2)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "expected"),
+    [
+        # GoogLeNet: 112 -> 56 -> 28 -> 14 -> 7, where rounding down gives 55, 27, 13 and 6 of even sizes.
+        (112, 3, 2, 0, 56),
+        (56, 3, 2, 0, 28),
+        (28, 3, 2, 0, 14),
+        (14, 3, 2, 0, 7),
+        (14, 2, 2, 0, 7),
+        (7, 2, 2, 0, 4),
+        (7, 3, 2, 0, 3),  # nothing left over: as without
+        (2, 3, 2, 0, 1),  # the only window is not full
+        (1, 3, 2, 0, 0),  # ceil(-2 / 2) + 1
+        (6, 3, 2, 1, 4),  # starts at -1, 1, 3, 5
+        (5, 2, 2, 1, 3),  # starts at -1, 1, 3; one at 5 would see the padding alone
+        (3, 1, 2, 0, 2),
+        (4, 1, 2, 0, 2),  # starts at 0, 2; one at 4 would lie outside
+        (7, 3, 2, "same", 4),
+        (8, 3, 2, "valid", 4),
+    ],
+)
+def test_output_size_rounded_up(size, kernel, stride, padding, expected):
+    assert layers.output_size(size, kernel, stride, padding, ceil_mode=True) == expected
+
+
+@pytest.mark.parametrize("kind", list(layers.POOLS))
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 0), (2, 2, 1), (3, 3, 1), (2, 2, "valid"), (3, 2, 1)])
+def test_pool_with_ceil_mode_is_the_reduction_of_what_each_window_sees(kind, size, stride, padding):
+    """Of the padding an average counts the zeros; of what lies beyond it, nothing."""
+    x = random(2, 8, 7, 3) - 5.0
+    pad = 0 if padding == "valid" else padding
+    fill = -np.inf if kind == "max" else 0.0
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    reduce = {"max": np.max, "average": np.mean, "sum": np.sum}[kind]
+    starts = [range(0, n + pad, stride) for n in (8, 7)]  # inside the image or the padding before it
+    # A window that starts within the last full one's reach is a new one only if something was left over.
+    starts = [
+        [start for start in axis if start - stride + size < n + 2 * pad] for axis, n in zip(starts, (8, 7), strict=True)
+    ]
+    out = np.asarray(
+        layers.pool(jnp.asarray(x), kind, size, name="pool", stride=stride, padding=padding, ceil_mode=True)
+    )
+    assert out.shape[1:3] == tuple(len(axis) for axis in starts)
+    for (i, top), (j, left) in itertools.product(*map(enumerate, starts)):
+        window = padded[:, top : top + size, left : left + size]
+        np.testing.assert_allclose(out[:, i, j], reduce(window, axis=(1, 2)), rtol=1e-5)
+
+
+def test_pool_with_ceil_mode_and_nothing_left_over_is_the_plain_pool():
+    x = jnp.asarray(random(1, 7, 9, 2))
+    for kind in layers.POOLS:
+        plain, ceil = (layers.pool(x, kind, 3, name="pool", stride=2, ceil_mode=mode) for mode in (False, True))
+        np.testing.assert_allclose(ceil, plain, rtol=1e-6)
+
+
+def test_global_average_pool():
+    x = random(2, 3, 4, 5)
+    np.testing.assert_allclose(layers.global_average_pool(jnp.asarray(x)), x.mean((1, 2)), rtol=1e-4, atol=1e-6)
+    # 300 ones: bfloat16 stops counting at 256.
+    ones = layers.global_average_pool(jnp.ones((1, 20, 15, 1), jnp.bfloat16))
+    assert ones.dtype == jnp.bfloat16 and ones[0, 0] == 1
+
+
 def test_pools_follow_a_substitute_of_flax(monkeypatch):
     monkeypatch.setattr(nn, "max_pool", lambda x, **window: x[:, :1, :1])
     assert layers.pool(jnp.zeros((1, 4, 4, 1)), "max", 2, name="pool1").shape == (1, 1, 1, 1)
@@ -165,6 +228,10 @@ def test_pools_follow_a_substitute_of_flax(monkeypatch):
         (
             lambda: layers.pool(jnp.zeros((1, 1, 4, 1)), "max", 2, name="pool3", padding="valid"),
             "pool3: input 1x4 is too small for kernel 2x2, stride 2, padding 0: floor((1 + 2*0 - 2)/2) + 1 = 0",
+        ),
+        (
+            lambda: layers.pool(jnp.zeros((1, 1, 4, 1)), "max", 3, name="pool3", stride=2, ceil_mode=True),
+            "pool3: input 1x4 is too small for kernel 3x3, stride 2, padding 0: ceil((1 + 2*0 - 3)/2) + 1 = 0",
         ),
         (
             lambda: layers.pool(jnp.zeros((1, 4, 4, 1)), "min-max-plus", 2, name="pool1"),

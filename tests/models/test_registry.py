@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.models import alexnet, layers, registry, vgg, zfnet
+from cnn_research.models import alexnet, densenet, googlenet, layers, registry, resnet, vgg, zfnet
 from cnn_research.models.convnet import ConvNet
 
 IMAGE_SHAPE = (28, 28, 1)
@@ -25,7 +25,17 @@ RUN = {
     "zfnet": (47, 47, 3),
     "vgg11": (32, 32, 3),
     "vgg11_bn_cifar": (32, 32, 3),
+    "googlenet": (31, 31, 3),
+    "googlenet_bn": (15, 15, 3),
+    "resnet18": (17, 17, 3),
+    "resnet50": (17, 17, 3),  # bottlenecks
+    "resnet20": (8, 8, 3),
+    "densenet121": (29, 29, 3),
+    "densenet_40_12": (8, 8, 3),
 }
+
+# In evaluation no gradient reaches the auxiliary heads; their own tests train them.
+FIELDS = {"googlenet": {"auxiliary_heads": False}, "googlenet_bn": {"auxiliary_heads": False}}
 
 
 def test_every_class_is_run():
@@ -39,10 +49,22 @@ def few_units(monkeypatch):
         monkeypatch.setattr(module, "UNITS", 64)
 
 
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch):
+    """One of each kind at least: tracing and compiling takes its time for each."""
+    monkeypatch.setattr(googlenet, "MODULES", {name: googlenet.MODULES[name] for name in ("3a", "4a", "5a")})
+    monkeypatch.setattr(resnet, "STAGES", dict.fromkeys(resnet.STAGES, (2, 1, 1, 1)))
+    monkeypatch.setattr(densenet, "BLOCKS", dict.fromkeys(densenet.BLOCKS, (2, 1, 1, 1)))
+    depths = {resnet.CifarResNet: 8, densenet.CifarDenseNet: 10}
+    for name, (module, fields) in registry.MODELS.items():
+        if module in depths:
+            monkeypatch.setitem(registry.MODELS, name, (module, {**fields, "depth": depths[module]}))
+
+
 @functools.cache
 def case(name):
     """The network with 7 classes, its initial variables and a batch of two images."""
-    model = registry.create_model(name, 7)
+    model = registry.create_model(name, 7, **FIELDS.get(name, {}))
     variables = registry.init_variables(model, jax.random.key(0), RUN[name])
     x = np.random.default_rng(0).normal(size=(2, *RUN[name])).astype(np.float32)
     return model, variables, x
@@ -74,7 +96,8 @@ def test_logits_gradients_and_types(name):
         logits = model.apply({**variables, "params": params}, x)
         return logits[:, 0].sum() - logits[:, 1].sum(), logits
 
-    run = jax.jit(jax.value_and_grad(difference, has_aux=True))
+    options = {"xla_backend_optimization_level": 0}  # compilation is most of this test
+    run = jax.jit(jax.value_and_grad(difference, has_aux=True), compiler_options=options)
     (_, logits), grads = run(variables["params"])
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32 and np.isfinite(logits).all()
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
@@ -85,8 +108,8 @@ def test_logits_gradients_and_types(name):
 @pytest.mark.parametrize("name", RUN)
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_outside(name):
     model, variables, x = case(name)
-    half = registry.create_model(name, 7, dtype="bfloat16")
-    assert half == registry.create_model(name, 7, dtype=jnp.bfloat16) != model
+    half = registry.create_model(name, 7, dtype="bfloat16", **FIELDS.get(name, {}))
+    assert half == registry.create_model(name, 7, dtype=jnp.bfloat16, **FIELDS.get(name, {})) != model
     shapes = jax.eval_shape(half.init, jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
