@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,13 +98,17 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The checkout's commit, marked when files differ from it; None for an installed package."""
-    git = ["git", "-C", str(epath.Path(cnn_research.__file__).parent)]
+    package = Path(cnn_research.__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True).stdout
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != package.parent:
+            return None  # installed somewhere below another project's checkout
+        return git("rev-parse", "HEAD").strip() + (" (changed)" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + (" (changed)" if changed else "")
 
 
 def write_json(path: epath.Path, value: Any) -> None:

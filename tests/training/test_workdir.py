@@ -217,16 +217,21 @@ def test_git_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(cnn_research, "__file__", str(package / "__init__.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert workdir.environment()["git_commit"] is None  # not a checkout
-    git(package, "init", "-q")
+    git(package.parent, "init", "-q")
     assert workdir.environment()["git_commit"] is None  # nothing committed yet
-    git(package, "add", ".")
-    git(package, "commit", "-q", "-m", "one")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-q", "-m", "one")
     commit = git(package, "rev-parse", "HEAD")
     assert len(commit) == 40 and workdir.environment()["git_commit"] == commit
     (package / "new.py").write_text("")
     assert workdir.environment()["git_commit"] == commit  # untracked files are notes, data, runs
     (package / "__init__.py").write_text("x = 1\n")
     assert workdir.environment()["git_commit"] == f"{commit} (changed)"
+    installed = package / "environment" / "cnn_research"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(cnn_research, "__file__", str(installed / "__init__.py"))
+    assert workdir.environment()["git_commit"] is None  # the commit of another project's checkout says nothing
+    monkeypatch.setattr(cnn_research, "__file__", str(package / "__init__.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workdir.environment()["git_commit"] is None  # no git
 
