@@ -163,7 +163,14 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     Raises:
         UserError: one line for each problem, each naming the field, its value and what is allowed.
     """
+    # What has another type is told first and then stands at its default, so that all other checks can be made.
     problems = []
+    given, config = config, config.copy_and_resolve_references()
+    for field, default in flatten(base_config().to_dict()).items():
+        problem = _type_problem(_get(given, field), default)
+        if problem:
+            problems.append(f"config.{field}={_get(given, field)!r}: {problem}")
+            _set(config, field, default)
 
     def require(condition: bool, field: str, what: str) -> None:
         if not condition:
@@ -245,6 +252,23 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config
 
 
+def _set(config: ConfigDict, field: str, value: Any) -> None:
+    *sections, name = field.split(".")
+    (_get(config, ".".join(sections)) if sections else config)[name] = value
+
+
+def _type_problem(value: Any, default: Any) -> str:
+    """What is wrong with a value's type beyond what ConfigDict refuses by itself: None, and the elements of a tuple."""
+    if default is None:  # a network's field; the network itself checks it
+        return ""
+    if value is None:
+        return f"must be set, for example to {default!r}"
+    if isinstance(default, tuple):
+        what, types = ("numbers", (int, float)) if isinstance(default[0], float) else ("texts", str)
+        return "" if all(isinstance(v, types) for v in value) else f"must be {what}, such as {default}"
+    return ""
+
+
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 
@@ -274,10 +298,8 @@ def from_json(text: str) -> ConfigDict:
     for field, value in flatten(values).items():
         if field not in known:
             raise UserError(f"config.json has a field {field!r} that this version doesn't.{suggest(field, known)}")
-        *parents, leaf = field.split(".")
-        section = _get(config, ".".join(parents)) if parents else config
         try:
-            section[leaf] = _tuples(value)  # JSON knows lists only
+            _set(config, field, _tuples(value))  # JSON knows lists only
         except TypeError as error:
             raise UserError(f"config.json: {field}={value!r}: {error}") from None
     return config

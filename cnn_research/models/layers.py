@@ -6,6 +6,7 @@ and takes the given name, so variable trees, error messages and tables all speak
 
 import difflib
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,12 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{field}={value!r} is not one of {', '.join(choices)}{suggest(value, choices)}")
+
+
+def check_count(name: str, field: str, value: Any) -> None:
+    """Raises ValueError, naming the layer and the field, unless `value` is a whole number of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}: {field} must be a whole number of at least 1, got {value!r}")
 
 
 def per_stage(field: str, value: Any, num_stages: int) -> tuple:
@@ -97,8 +104,7 @@ def check_window(name: str, shape: Sequence[int], kernel: int, stride: int, padd
     if len(shape) != 4:
         raise ValueError(f"{name}: images have the shape [N, H, W, C], got {tuple(shape)}")
     for field, value in (("kernel", kernel), ("stride", stride)):
-        if value < 1:
-            raise ValueError(f"{name}: {field} must be at least 1, got {value}")
+        check_count(name, field, value)
     height, width = shape[1:3]
     size = min(height, width)  # the window is square, so the shorter side decides
     out = output_size(size, kernel, stride, padding)
@@ -142,6 +148,7 @@ def conv(
     Raises:
         ValueError: the input is too small; the message names the layer and the arithmetic.
     """
+    check_count(name, "the number of filters", features)
     padding = parse_padding(padding)
     check_window(name, x.shape, kernel_size, stride, padding)
     return module(
@@ -227,6 +234,7 @@ def hidden_dense(
     """Fully-connected layer, activation, dropout: [N, D] -> [N, features]. Further keywords go to `nn.Dense`."""
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"dropout_rate={dropout_rate!r} is a fraction of units: at least 0 and below 1")
+    check_count(name, "the number of units", features)
     x = nn.Dense(features, name=name, **kwargs)(x)
     x = activate(x, activation, name=name)
     return nn.Dropout(dropout_rate, deterministic=not train)(x)
