@@ -211,6 +211,9 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         "dataset.std",
         "needs one value above 0, or one a channel",
     )
+    for field in ("dataset.eval_split", "dataset.test_split"):
+        own = "is the training split, whose rows in metrics.jsonl it would share; evaluate on it afterwards"
+        require(_get(config, field) != config.dataset.train_split, field, own)
     require(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
     require(_positive(config.optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")
     require(0 <= config.optimizer.weight_decay < math.inf, "optimizer.weight_decay", "must be at least 0")

@@ -1,6 +1,7 @@
 """What the commands share: flags whose errors are for people, log lines on the console, exit codes."""
 
 import ast
+import difflib
 import logging
 import re
 import sys
@@ -20,6 +21,7 @@ from cnn_research.training.loop import Diverged, Preempted
 
 FLAGS = flags.FLAGS
 _PACKAGE = Path(cnn_research.__file__).parent
+_CONFIGS = Path("experiments/configs")  # of a checkout, seen from its root
 
 
 def run(main: Callable[[], None], required: Sequence[str]) -> None:
@@ -116,8 +118,9 @@ def _quoted(text: str) -> str:
 def _load(path: str) -> ConfigDict:
     file = Path(path.split(":", 1)[0])
     if not file.is_file():
-        there = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise UserError(f"--config={path}: there is no such file.{suggest(file.name, there)}")
+        there = {p.name: str(p) for folder in (_CONFIGS, file.parent) for p in sorted(folder.glob("*.py"))}
+        near = difflib.get_close_matches(file.name, there, n=1)
+        raise UserError(f"--config={path}: there is no such file.{f' Did you mean {there[near[0]]}?' if near else ''}")
     try:
         config = config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
     except Exception as error:

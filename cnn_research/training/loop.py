@@ -57,14 +57,19 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     state, about, total_steps = experiment.initial_state(), experiment.about(), experiment.total_steps
     parameters = count_parameters(state.params)
 
-    files.claim(workdir)
-    # Signals first: one that comes again while the last checkpoint is being written must not end the process.
-    with Preemption() as preemption, Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+    with (
+        files.claim(workdir),
+        Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
+        Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
+    ):
         first_step = checkpoints.latest_step or 0
         if first_step > total_steps:
             raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
         if first_step:
             state, about = checkpoints.restore(first_step, like=state)
+            if about["config"]["duration"] != config.duration:
+                logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
+            about["config"] = config.to_dict()
         files.describe(workdir, config)
         logging.info(
             f"{config.model.name}: {parameters:,} parameters. {config.dataset.name}: {feed.num_examples:,} images. "

@@ -64,11 +64,17 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, feed: ResidentFeed):
-        """Builds the network for the classes of a feed, and turns durations into steps by its number of examples."""
+        """Builds the network for the classes of a feed, and turns durations into steps by its number of examples.
+
+        Raises:
+            UserError: more steps than can be counted.
+        """
         self._config = config
         self._feed = feed
         self._steps = functools.partial(configs.to_steps, batch_size=config.batch_size, num_examples=feed.num_examples)
         self.total_steps = self._steps(config.duration)
+        if self.total_steps >= 2**31:  # the step is an int32
+            raise UserError(f"config.duration={config.duration!r} is {self.total_steps:,} steps, 2**31 or more")
         self._steps = functools.partial(self._steps, total_steps=self.total_steps)
         self.log_every = self._steps(config.log_every)
         self.eval_every = self._steps(config.eval_every)
