@@ -1,4 +1,13 @@
-"""The tutorials' generic network, four stages of convolution, on CIFAR-10."""
+"""The tutorials' generic network, four stages of convolution with batch normalisation, on CIFAR-10.
+
+A small network (164,634 parameters) that a CPU can train. Needs cifar10 prepared as array_record; see the README.
+
+    python experiments/train.py --config=experiments/configs/convnet_cifar10.py --workdir=runs/convnet_cifar10 \\
+        --config.dataset.data_dir=path/to/tensorflow_datasets
+
+Test accuracy: 0.7701 (seed 0), on images that had passed through JPEG once, which costs up to 1.5 points. No published
+figure: the network is ours. Time: 19 minutes for the 12 epochs on 2 cores of a CPU that did other work besides.
+"""
 
 from cnn_research.config import base_config
 
