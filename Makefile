@@ -90,7 +90,7 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG= another experiment, ARGS= more flags such as --config.seed=1
+train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG=, WORKDIR= another experiment, ARGS= more flags (with a WORKDIR of its own)
 	.venv/bin/python experiments/train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: .venv/dev ## run the tests; ARGS= for pytest, such as -k lenet

@@ -111,6 +111,7 @@ def base_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.name = "softmax_cross_entropy"
+    config.loss.auxiliary_weight = 0.3  # >= 0: of each auxiliary head's loss (googlenet; Szegedy et al. 2015)
     config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes
 
     config.precision = "float32"  # of the computation: float32 | bfloat16; parameters, statistics, loss stay float32
@@ -173,7 +174,14 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     Raises:
         UserError: one line for each problem, each naming the field, its value and what is allowed.
     """
+    # What has another type is told first and then stands at its default, so that all other checks can be made.
     problems = []
+    given, config = config, config.copy_and_resolve_references()
+    for field, default in flatten(base_config().to_dict()).items():
+        problem = _type_problem(_get(given, field), default)
+        if problem:
+            problems.append(f"config.{field}={_get(given, field)!r}: {problem}")
+            _set(config, field, default)
 
     def require(condition: bool, field: str, what: str) -> None:
         if not condition:
@@ -214,9 +222,13 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         "dataset.std",
         "needs one value above 0, or one a channel",
     )
+    for field in ("dataset.eval_split", "dataset.test_split"):
+        own = "is the training split, whose rows in metrics.jsonl it would share; evaluate on it afterwards"
+        require(_get(config, field) != config.dataset.train_split, field, own)
     require(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
     require(_positive(config.optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")
     require(0 <= config.optimizer.weight_decay < math.inf, "optimizer.weight_decay", "must be at least 0")
+    require(0 <= config.loss.auxiliary_weight < math.inf, "loss.auxiliary_weight", "must be at least 0")
     require(_positive(config.optimizer.epsilon), "optimizer.epsilon", "must be above 0")
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
         require(0 <= _get(config, field) < 1, field, "must be at least 0 and below 1")
@@ -255,6 +267,23 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config
 
 
+def _set(config: ConfigDict, field: str, value: Any) -> None:
+    *sections, name = field.split(".")
+    (_get(config, ".".join(sections)) if sections else config)[name] = value
+
+
+def _type_problem(value: Any, default: Any) -> str:
+    """What is wrong with a value's type beyond what ConfigDict refuses by itself: None, and the elements of a tuple."""
+    if default is None:  # a network's field; the network itself checks it
+        return ""
+    if value is None:
+        return f"must be set, for example to {default!r}"
+    if isinstance(default, tuple):
+        what, types = ("numbers", (int, float)) if isinstance(default[0], float) else ("texts", str)
+        return "" if all(isinstance(v, types) for v in value) else f"must be {what}, such as {default}"
+    return ""
+
+
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 
@@ -284,10 +313,8 @@ def from_json(text: str) -> ConfigDict:
     for field, value in flatten(values).items():
         if field not in known:
             raise UserError(f"config.json has a field {field!r} that this version doesn't.{suggest(field, known)}")
-        *parents, leaf = field.split(".")
-        section = _get(config, ".".join(parents)) if parents else config
         try:
-            section[leaf] = _tuples(value)  # JSON knows lists only
+            _set(config, field, _tuples(value))  # JSON knows lists only
         except TypeError as error:
             raise UserError(f"config.json: {field}={value!r}: {error}") from None
     return config

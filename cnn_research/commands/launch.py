@@ -1,5 +1,7 @@
 """What the commands share: flags whose errors are for people, log lines on the console, exit codes."""
 
+import ast
+import difflib
 import logging
 import re
 import sys
@@ -12,11 +14,14 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+import cnn_research
 from cnn_research import config as configs
 from cnn_research.errors import UserError, suggest
 from cnn_research.training.loop import Diverged, Preempted
 
 FLAGS = flags.FLAGS
+_PACKAGE = Path(cnn_research.__file__).parent
+_CONFIGS = Path("experiments/configs")  # of a checkout, seen from its root
 
 
 def run(main: Callable[[], None], required: Sequence[str]) -> None:
@@ -29,8 +34,7 @@ def run(main: Callable[[], None], required: Sequence[str]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            _check_overrides(argv)
-            rest = FLAGS(argv)
+            rest = FLAGS(_checked_overrides(argv))
             if rest[1:]:
                 raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
             missing = [f"--{name}" for name in required if not FLAGS[name].value]
@@ -50,15 +54,16 @@ def run(main: Callable[[], None], required: Sequence[str]) -> None:
             _leave(3, _as_errors(error))
         except Preempted as error:
             _leave(0, str(error))
+        except KeyboardInterrupt:
+            _leave(130, "interrupted")  # 128 + SIGINT, as a shell says it
 
+    for flag in FLAGS.get_flags_for_module(main.__module__):  # --help shows those of the script, which defines none
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=parse)
 
 
 def given_config() -> ConfigDict:
-    """Returns FLAGS.config, with what ml_collections leaves as text read as it was meant.
-
-    "max,average" for a field of several values becomes ("max", "average"), and "None" for an unset field None.
-    """
+    """Returns FLAGS.config, in which ml_collections leaves "None" as text or puts it into a tuple."""
     config = FLAGS.config
     for field, value in configs.flatten(config.to_dict()).items():
         *sections, name = field.split(".")
@@ -67,24 +72,27 @@ def given_config() -> ConfigDict:
             section = section[part]
         if value in ("None", (None,)):
             section[name] = None
-        elif isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str) and "," in value[0]:
-            section[name] = tuple(part.strip() for part in value[0].split(","))
     return config
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Loads the config file and looks up each --config.x.y in it: ml_collections would answer with a traceback."""
-    path, overrides = None, []
+def _checked_overrides(argv: Sequence[str]) -> list[str]:
+    """Loads the config file and looks up each --config.x.y in it: ml_collections would answer with a traceback.
+
+    Returns:
+        The arguments, in which what is meant as several texts, such as max,average or 10ep,50%, is written as Python
+        has it: ml_collections reads the first as one text and refuses the second.
+    """
+    argv, path, overrides = list(argv), None, []
     for i, argument in enumerate(argv[1:], 1):
-        name, _, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
             path = value or (argv[i + 1] if i + 1 < len(argv) else "")
         elif name.lstrip("-").removeprefix("no").startswith("config.") and name.startswith("-"):
-            overrides.append(name)
+            overrides.append((name, i if equals else i + 1, name + equals if equals else ""))
     if path is None:
-        return
+        return argv
     config = _load(path)
-    for name in overrides:
+    for name, place, before_value in overrides:
         field = name[name.index("config.") + len("config.") :]
         section = config
         for i, part in enumerate(field.split(".")):
@@ -93,16 +101,28 @@ def _check_overrides(argv: Sequence[str]) -> None:
                 where = ".".join(["config", *field.split(".")[:i]])
                 listed = f"its fields are {', '.join(choices)}" if choices else "it is a single value"
                 raise UserError(f"{name}: {where} has no field {part!r}.{suggest(part, choices)} ({listed})")
-            section = section[part]
+            parent, section = section, section[part]
+        if parent.get_type(part) is tuple and place < len(argv):
+            argv[place] = before_value + _quoted(argv[place].removeprefix(before_value))
+    return argv
+
+
+def _quoted(text: str) -> str:
+    try:
+        ast.literal_eval(text)
+        return text
+    except (ValueError, SyntaxError):
+        return repr(tuple(part.strip() for part in text.split(",")))
 
 
 def _load(path: str) -> ConfigDict:
     file = Path(path.split(":", 1)[0])
     if not file.is_file():
-        there = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise UserError(f"--config={path}: there is no such file.{suggest(file.name, there)}")
+        there = {p.name: str(p) for folder in (_CONFIGS, file.parent) for p in sorted(folder.glob("*.py"))}
+        near = difflib.get_close_matches(file.name, there, n=1)
+        raise UserError(f"--config={path}: there is no such file.{f' Did you mean {there[near[0]]}?' if near else ''}")
     try:
-        return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
+        config = config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
     except Exception as error:
         # Whatever the file does wrong, its author wants the line and the reason, not ml_collections' frames.
         cause = error.__context__ if "Error whilst parsing config file" in str(error) else error
@@ -110,6 +130,10 @@ def _load(path: str) -> ConfigDict:
         where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
         reason = re.sub(r"Other fields present: .*}\"?", "", " ".join(str(cause).split()))
         raise UserError(f"{where}: {type(cause).__name__}: {reason}") from None
+    fields = configs.flatten(configs.base_config().to_dict())
+    if not isinstance(config, ConfigDict) or fields.keys() != configs.flatten(config.to_dict()).keys():
+        raise UserError(f"{file}: get_config() must return a base_config() with some of its fields changed")
+    return config
 
 
 def _log_to_console() -> None:
@@ -117,7 +141,7 @@ def _log_to_console() -> None:
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno >= logging.WARNING or "cnn_research" in record.pathname:
+            if record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(_PACKAGE):
                 tqdm.write(self.format(record), file=sys.stderr)
 
     absl_logging.set_verbosity(absl_logging.INFO)

@@ -1,5 +1,7 @@
 """Trains the network of a config, or goes on where the workdir's last checkpoint stands."""
 
+import shlex
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -18,7 +20,7 @@ def run() -> None:
 
 def main() -> None:
     """Trains, and says at the end what came out and where it is."""
-    workdir = flags.FLAGS.workdir
+    workdir = flags.FLAGS.workdir.rstrip("/") or "/"
     results = loop.train(launch.given_config(), workdir)
     test, best = results["test"], results["best"]
     rate = results["examples_per_second"]
@@ -32,7 +34,7 @@ def main() -> None:
         "on": f"{results['devices']} {results['platform']} device(s)",
         "digest": results["digest"][:16],
         "results": f"{workdir}/results.json",
-        "metrics": f"{workdir}/metrics.jsonl, or: tensorboard --logdir {workdir}",
+        "metrics": f"{workdir}/metrics.jsonl, or: tensorboard --logdir {shlex.quote(workdir)}",
         "checkpoints": f"{workdir}/checkpoints",
     }
     print("\n" + "\n".join(f"  {name:<14} {value}" for name, value in rows.items()) + "\n")

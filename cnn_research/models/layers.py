@@ -6,6 +6,7 @@ and takes the given name, so variable trees, error messages and tables all speak
 
 import difflib
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,12 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{field}={value!r} is not one of {', '.join(choices)}{suggest(value, choices)}")
+
+
+def check_count(name: str, field: str, value: Any) -> None:
+    """Raises ValueError, naming the layer and the field, unless `value` is a whole number of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}: {field} must be a whole number of at least 1, got {value!r}")
 
 
 def per_stage(field: str, value: Any, num_stages: int) -> tuple:
@@ -107,8 +114,7 @@ def check_window(
     if len(shape) != 4:
         raise ValueError(f"{name}: images have the shape [N, H, W, C], got {tuple(shape)}")
     for field, value in (("kernel", kernel), ("stride", stride)):
-        if value < 1:
-            raise ValueError(f"{name}: {field} must be at least 1, got {value}")
+        check_count(name, field, value)
     height, width = shape[1:3]
     size = min(height, width)  # the window is square, so the shorter side decides
     out = output_size(size, kernel, stride, padding, ceil_mode=ceil_mode)
@@ -153,6 +159,7 @@ def conv(
     Raises:
         ValueError: the input is too small; the message names the layer and the arithmetic.
     """
+    check_count(name, "the number of filters", features)
     padding = parse_padding(padding)
     check_window(name, x.shape, kernel_size, stride, padding)
     return module(
@@ -264,6 +271,7 @@ def hidden_dense(
     x: Array, features: int, *, name: str, activation: str, dropout_rate: float, train: bool, **kwargs: Any
 ) -> Array:
     """Fully-connected layer, activation, dropout: [N, D] -> [N, features]. Further keywords go to `nn.Dense`."""
+    check_count(name, "the number of units", features)
     x = nn.Dense(features, name=name, **kwargs)(x)
     x = activate(x, activation, name=name)
     return dropout(x, dropout_rate, train=train)

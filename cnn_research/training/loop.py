@@ -57,13 +57,19 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     state, about, total_steps = experiment.initial_state(), experiment.about(), experiment.total_steps
     parameters = count_parameters(state.params)
 
-    files.claim(workdir)
-    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+    with (
+        files.claim(workdir),
+        Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
+        Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
+    ):
         first_step = checkpoints.latest_step or 0
         if first_step > total_steps:
             raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
         if first_step:
             state, about = checkpoints.restore(first_step, like=state)
+            if about["config"]["duration"] != config.duration:
+                logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
+            about["config"] = config.to_dict()
         files.describe(workdir, config)
         logging.info(
             f"{config.model.name}: {parameters:,} parameters. {config.dataset.name}: {feed.num_examples:,} images. "
@@ -79,7 +85,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         with (
             Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
             Progress(first_step, total_steps, config.batch_size, about) as progress,
-            Preemption() as preemption,
         ):
 
             def evaluate_on(split: str) -> dict[str, float]:
@@ -114,15 +119,18 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 if saving or (evaluating and checkpoints.is_best(evaluation)):
                     host_state = parallel.to_host(state)
                     # The loss would show it a step too late: it was computed before the update.
-                    _require_finite(_largest(host_state.variables), step, "parameters", checkpoints)
+                    _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
                     checkpoints.save(host_state, about | progress.totals(), evaluation)
                 progress.resume()
                 if leaving:
                     raise Preempted(f"preempted at step {step}")
 
+            if evaluation is None:  # there was nothing left to train
+                evaluation = evaluate_on(eval_split)
+            # None where a run was preempted before its first evaluation and its duration then cut to that step.
+            best = checkpoints.best or {"step": step, **evaluation}
             # What is reported are the weights at the end; the best ones were chosen by looking at eval_split.
-            if evaluation is None or test_split != eval_split:
-                evaluation = evaluate_on(test_split)
+            test = evaluation if test_split == eval_split else evaluate_on(test_split)
             variables = parallel.to_host(state.variables)
             results = {
                 "model": config.model.name,
@@ -132,8 +140,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 "epochs": round(total_steps * config.batch_size / feed.num_examples, 4),
                 "train_seconds": progress.totals()["seconds"],
                 "examples_per_second": progress.totals()["examples_per_second"],
-                "test": evaluation,
-                "best": {name: checkpoints.best[name] for name in ("step", "accuracy")},
+                "test": test,
+                "best": {name: best[name] for name in ("step", "accuracy")},
                 "devices": parallel.device_count(),
                 "platform": jax.default_backend(),
                 "versions": files.versions(),
@@ -174,7 +182,7 @@ def evaluate(
     with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
         step = checkpoints.latest_step if checkpoint == "latest" else (checkpoints.best or {}).get("step")
         if step is None:
-            raise UserError(f"workdir {workdir} has no checkpoint yet: train it first")
+            raise UserError(f"workdir {workdir} has no {checkpoint} checkpoint yet: train it first")
         variables = parallel.replicate(checkpoints.restore_network(step))
     p_eval_step = Experiment(config, feed).eval_step()
     values = evaluate_feed(p_eval_step, variables, parallel.replicate(feed.arrays), feed, config.eval_batch_size)
@@ -210,9 +218,9 @@ def evaluate_feed(
     return values
 
 
-def _largest(variables: Any) -> list[float]:
-    """One number that is finite if all parameters and statistics are."""
-    return [np.max([np.abs(leaf).max() for leaf in jax.tree.leaves(variables)])]
+def _largest(tree: Any) -> list[float]:
+    """One number that is finite if all of a tree's are."""
+    return [np.max([np.abs(leaf).max() for leaf in jax.tree.leaves(tree)])]
 
 
 def _require_finite(values: Sequence[float], first_step: int, what: str, checkpoints: Checkpoints) -> None:

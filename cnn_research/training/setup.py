@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import optax
 from ml_collections import ConfigDict
 
 import cnn_research
@@ -66,32 +67,18 @@ class Experiment:
         """Builds the network for the classes of a feed, and turns durations into steps by its number of examples.
 
         Raises:
-            UserError: the warm-up is longer than training.
+            UserError: more steps than can be counted.
         """
         self._config = config
         self._feed = feed
         self._steps = functools.partial(configs.to_steps, batch_size=config.batch_size, num_examples=feed.num_examples)
         self.total_steps = self._steps(config.duration)
+        if self.total_steps >= 2**31:  # the step is an int32
+            raise UserError(f"config.duration={config.duration!r} is {self.total_steps:,} steps, 2**31 or more")
         self._steps = functools.partial(self._steps, total_steps=self.total_steps)
         self.log_every = self._steps(config.log_every)
         self.eval_every = self._steps(config.eval_every)
         self.save_every = self._steps(config.checkpoint.every)
-        schedule = config.schedule
-        warmup_steps = self._steps(schedule.warmup)
-        if warmup_steps > self.total_steps:
-            raise UserError(
-                f"config.schedule.warmup={schedule.warmup!r} is {warmup_steps} steps, more than the "
-                f"{self.total_steps} of config.duration={config.duration!r}: the rate would never reach its peak"
-            )
-        self._schedule = optimizers.create_schedule(
-            schedule.name,
-            config.optimizer.learning_rate,
-            total_steps=self.total_steps,
-            warmup_steps=warmup_steps,
-            boundaries=tuple(map(self._steps, schedule.boundaries)),
-            factor=schedule.factor,
-        )
-        self._optimizer = optimizers.create_optimizer(config.optimizer, self._schedule)
         self._common = {
             "gather": feed.gather,
             "mean": config.dataset.mean,
@@ -106,11 +93,35 @@ class Experiment:
             "axis_name": parallel.AXIS,
         }
 
+    # Only when training asks for it: an evaluation's feed may be so small that the warm-up is longer than its epochs.
+    @functools.cached_property
+    def _schedule(self) -> optax.Schedule:
+        schedule, duration = self._config.schedule, self._config.duration
+        warmup_steps = self._steps(schedule.warmup)
+        if warmup_steps > self.total_steps:
+            raise UserError(
+                f"config.schedule.warmup={schedule.warmup!r} is {warmup_steps} steps, more than the "
+                f"{self.total_steps} of config.duration={duration!r}: the rate would never reach its peak"
+            )
+        return optimizers.create_schedule(
+            schedule.name,
+            self._config.optimizer.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=warmup_steps,
+            boundaries=tuple(map(self._steps, schedule.boundaries)),
+            factor=schedule.factor,
+        )
+
+    @functools.cached_property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optimizers.create_optimizer(self._config.optimizer, self._schedule)
+
     def initial_state(self) -> TrainState:
         """Initialises the parameters.
 
         Raises:
-            UserError: the images are too small for the network; the message names the layer and its arithmetic.
+            UserError: the warm-up is longer than training, or the images are too small for the network; that message
+                names the layer and its arithmetic.
         """
         try:
             return create_state(self._common["model"], self._optimizer, self._config.seed, self._feed.image_shape)
@@ -124,6 +135,7 @@ class Experiment:
             **self._common,
             augmentation=augment.parse(self._config.augment),
             loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
+            auxiliary_weight=self._config.loss.auxiliary_weight,
             optimizer=self._optimizer,
             schedule=self._schedule,
         )

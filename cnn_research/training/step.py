@@ -42,6 +42,7 @@ def train_step(
     std: tuple[float, ...],
     model: nn.Module,
     loss: Loss,
+    auxiliary_weight: float,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     axis_name: str,
@@ -58,6 +59,7 @@ def train_step(
         augmentation: of the uint8 images.
         mean, std: of `normalise`.
         model, loss, optimizer, schedule: of the run.
+        auxiliary_weight: of the loss of each auxiliary head (logits that the model sows into "auxiliary").
         axis_name: the axis over which devices are averaged.
 
     Returns:
@@ -72,9 +74,12 @@ def train_step(
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         rngs = {"dropout": dropout_key}
-        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats", "auxiliary"], rngs=rngs)
         losses = loss(logits, batch["label"])
-        return jnp.mean(losses), (logits, losses, updates.get("batch_stats", {}))
+        heads = jax.tree.leaves(updates.get("auxiliary", {}))
+        auxiliary = sum(jnp.mean(loss(head, batch["label"])) for head in heads)
+        # The heads pull on the gradient alone; what is logged is the loss of the network that will be used.
+        return jnp.mean(losses) + auxiliary_weight * auxiliary, (logits, losses, updates.get("batch_stats", {}))
 
     grads, (logits, losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     # Every device holds as many examples, so the mean of the devices' means is the global batch's mean. With

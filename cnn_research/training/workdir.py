@@ -1,10 +1,14 @@
 """The files of a run beside its checkpoints: config.json, environment.json, results.json."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,28 +39,38 @@ def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
         )
 
 
-def claim(workdir: epath.Path) -> None:
-    """Creates a workdir if need be, and makes sure that it can be written.
+def claim(workdir: epath.Path) -> AbstractContextManager:
+    """Creates a workdir if need be, makes sure that it can be written, and keeps other trainings out.
+
+    Returns:
+        The lock, for a with statement. The system lets go of it when the process ends, however it ends.
 
     Raises:
-        UserError: it can't be written.
+        UserError: it can't be written, or another process is training in it.
     """
     if not parallel.is_main():
-        return
+        return contextlib.nullcontext()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        lock = (workdir / ".lock").open("w")
+        if "://" not in str(workdir):  # an object store has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    except BlockingIOError:
+        raise UserError(f"workdir {workdir} is in use: another process is training in it; choose another") from None
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written ({error.strerror or error}): choose another") from None
 
 
 def describe(workdir: epath.Path, config: ConfigDict) -> None:
-    """Writes config.json and environment.json: from now on the workdir is this experiment's."""
+    """Writes config.json and environment.json: from now on the workdir is this experiment's.
+
+    Results of a shorter run go: a run has results when it is whole.
+    """
     if parallel.is_main():
         write_text(workdir / "config.json", configs.to_json(config))
         write_json(workdir / "environment.json", environment())
+        (workdir / "results.json").unlink(missing_ok=True)
 
 
 def load_config(workdir: epath.Path) -> ConfigDict:
@@ -97,13 +111,17 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The checkout's commit, marked when files differ from it; None for an installed package."""
-    git = ["git", "-C", str(epath.Path(cnn_research.__file__).parent)]
+    package = Path(cnn_research.__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True).stdout
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != package.parent:
+            return None  # installed somewhere below another project's checkout
+        return git("rev-parse", "HEAD").strip() + (" (changed)" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + (" (changed)" if changed else "")
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -98,7 +98,7 @@ class Progress:
             initial=first_step,
             disable=not (sys.stderr.isatty() and parallel.is_main()),
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}% |{bar}| step {n}/{total}, {remaining} left{postfix}",
+            bar_format="{percentage:3.0f}% |{bar}| step {n}/{total}{postfix}",
         )
 
     def __enter__(self) -> "Progress":
@@ -116,7 +116,7 @@ class Progress:
             self._timed_seconds += seconds
         self._step, self._compiling = step, False
         rate = round(steps * self._batch_size / seconds, 1)
-        self._bar.set_postfix_str(f"{rate:,.0f} images/s, loss {loss:.4f}", refresh=False)
+        self._bar.set_postfix_str(f"{rate:,.0f} images/s, loss {loss:.4f}{self._left(step)}", refresh=False)
         self._bar.update(step - self._bar.n)
         return rate
 
@@ -137,17 +137,15 @@ class Progress:
             rate = round(self._timed_steps * self._batch_size / self._timed_seconds, 1)
         return {"seconds": round(seconds, 3), "examples_per_second": rate}
 
+    def _left(self, step: int) -> str:
+        """The time left, where it is known and there is some."""
+        rate, steps = self.totals()["examples_per_second"], self._total_steps - step
+        return f", {steps * self._batch_size / rate:.0f} s left" if rate and steps else ""
+
     def evaluated(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Logs how an evaluation went, with the training rate and the time left."""
-        rate = self.totals()["examples_per_second"]
-        time_left = (self._total_steps - step) * self._batch_size / rate if rate else None
+        """Logs how an evaluation went, with the time left."""
+        width = len(str(self._total_steps))
         logging.info(
-            "step %*d/%d  %s: accuracy %.4f, loss %.4f%s",
-            len(str(self._total_steps)),
-            step,
-            self._total_steps,
-            split,
-            values["accuracy"],
-            values["loss"],
-            f"  ({rate:,.0f} images/s, {time_left:.0f} s left)" if time_left else "",
+            f"step {step:{width}}/{self._total_steps}  {split}: "
+            f"accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f}{self._left(step)}"
         )

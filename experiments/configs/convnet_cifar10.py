@@ -1,4 +1,13 @@
-"""The tutorials' generic network, four stages of convolution, on CIFAR-10."""
+"""The tutorials' generic network, four stages of convolution with batch normalisation, on CIFAR-10.
+
+A small network (164,634 parameters) that a CPU can train. Needs cifar10 prepared as array_record; see the README.
+
+    python experiments/train.py --config=experiments/configs/convnet_cifar10.py --workdir=runs/convnet_cifar10 \\
+        --config.dataset.data_dir=path/to/tensorflow_datasets
+
+Test accuracy: 0.7701 (seed 0), on images that had passed through JPEG once, which costs up to 1.5 points. No published
+figure: the network is ours. Time: 19 minutes for the 12 epochs on 2 cores of a CPU that did other work besides.
+"""
 
 from cnn_research.config import base_config
 
@@ -6,16 +15,16 @@ from cnn_research.config import base_config
 def get_config():
     config = base_config()
     config.model.name = "convnet"
-    config.model.filters = (32, 64, 128, 128)
+    config.model.filters = (16, 32, 64, 128)
     config.model.batch_norm = "after_conv"
     config.model.dense = (128,)
-    config.model.dropout_rate = 0.3
+    config.model.dropout_rate = 0.2
     config.dataset.name = "cifar10"
     config.dataset.mean = (0.4914, 0.4822, 0.4465)
     config.dataset.std = (0.2470, 0.2435, 0.2616)
     config.augment = "pad_and_crop(4)|flip"
     config.batch_size = 128
-    config.duration = "10ep"
+    config.duration = "12ep"
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 5e-4
     config.schedule.warmup = "5%"

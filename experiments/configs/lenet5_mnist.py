@@ -1,4 +1,14 @@
-"""LeNet-5 on MNIST."""
+"""LeNet-5 on MNIST.
+
+LeCun et al. 1998 report 0.9905 for their form of the network without distorted images, 0.992 with them; shifting by a
+pixel stands in for the distortions here. Needs mnist prepared as array_record; see the README.
+
+    python experiments/train.py --config=experiments/configs/lenet5_mnist.py --workdir=runs/lenet5_mnist \\
+        --config.dataset.data_dir=path/to/tensorflow_datasets
+
+Test accuracy: 0.9923 (seed 0). The recipe was chosen on a tenth of the training set; the best checkpoint of a run has
+seen the test set, so quote the last. Time: 2 minutes for the 12 epochs on 2 cores of a CPU.
+"""
 
 from cnn_research.config import base_config
 
@@ -12,6 +22,6 @@ def get_config():
     config.augment = "shift(1)"
     config.batch_size = 128
     config.duration = "12ep"
-    config.optimizer.learning_rate = 0.05
-    config.schedule.warmup = "5%"
+    config.optimizer.learning_rate = 0.02
+    config.schedule.warmup = "10%"
     return config

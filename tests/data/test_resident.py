@@ -132,7 +132,7 @@ def test_evaluation_counts_each_example_once(feed, batch_size):
             "index": (np.int32, (batch_size,)),
             "mask": (np.bool_, (batch_size,)),
         }
-        assert 0 <= batch["index"].min() and batch["index"].max() < 360
+        assert batch["index"].min() >= 0 and batch["index"].max() < 360
     seen = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(seen, np.arange(360))
     assert all(batch["mask"].all() for batch in batches[:-1])

@@ -89,6 +89,14 @@ def test_evaluate_something_else(script, reference, results, flags, expected):
     assert results(reference) == before
 
 
+def test_evaluate_on_fewer_images_than_the_warmup_takes(script, results, tmp_path):
+    workdir = tmp_path / "run"
+    flags = ["--config.duration=1ep", "--config.schedule.warmup=20st", "--config.eval_every=1ep"]
+    script.run("train", *script.tiny, f"--workdir={workdir}", *flags)
+    values = json.loads(script.run("evaluate", f"--workdir={workdir}")[0])  # an epoch of the 360 are 11 steps
+    assert values == results(workdir)["test"] | {"split": "test", "step": 45}
+
+
 def test_tensorflow_is_never_imported(tiny_tfds, tmp_path):
     """A TensorFlow that fails on import stands ready: reading a TFDS dataset and training must not touch it."""
     trap = tmp_path / "trap" / "tensorflow"

@@ -61,8 +61,25 @@ def test_a_run_that_is_asked_to_leave_saves_and_goes_on_later(script, reference,
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint) as checkpoints:
         assert checkpoints.latest_step == step
     assert not (workdir / "results.json").exists()
+    if number == signal.SIGTERM:
+        cut = shutil.copytree(workdir, tmp_path / "cut")
+        script.run("train", *flags, f"--workdir={cut}", f"--config.duration={step}st")
+        assert results(cut)["steps"] == results(cut)["best"]["step"] == step, "it ends where nothing was evaluated yet"
     script.run("train", *flags)
     assert results(workdir)["digest"] == results(reference)["digest"]
+
+
+def test_an_impatient_scheduler_does_not_cost_the_checkpoint(script, read_rows, tmp_path):
+    workdir = tmp_path / "run"
+    flags = ["--config.checkpoint.every=100%", "--config.eval_every=100%", "--config.duration=100000st"]
+    process = script.start("train", *script.tiny, f"--workdir={workdir}", *flags)
+    wait_for_step(process, workdir, read_rows, 20)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    process.communicate()
+    with Checkpoints(workdir / "checkpoints", base_config().checkpoint) as checkpoints:
+        assert checkpoints.latest_step
 
 
 def test_a_finished_run_can_be_prolonged(script, reference, results, tmp_path):

@@ -247,7 +247,7 @@ def test_pools_follow_a_substitute_of_flax(monkeypatch):
         ),
         (
             lambda: layers.conv(jnp.zeros((1, 4, 4, 1)), 1, 3, name="conv1", stride=0),
-            "conv1: stride must be at least 1, got 0",
+            "conv1: stride must be a whole number of at least 1, got 0",
         ),
         (
             lambda: layers.conv(jnp.zeros((4, 4, 1)), 1, 3, name="conv1"),

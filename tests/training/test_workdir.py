@@ -26,8 +26,8 @@ def config(**fields):
 
 
 def claimed(folder, **fields):
-    workdir.claim(folder)
-    workdir.describe(folder, config(**fields))
+    with workdir.claim(folder):
+        workdir.describe(folder, config(**fields))
 
 
 # ----------------------------------------------------------------------------------- whose a workdir is
@@ -36,11 +36,11 @@ def claimed(folder, **fields):
 def test_new_workdir(folder):
     workdir.check_same_run(folder, config())
     assert not folder.exists()  # looking leaves no trace
-    workdir.claim(folder)
-    assert folder.is_dir() and not list(folder.iterdir())
+    workdir.claim(folder).close()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
     workdir.check_same_run(folder, config())  # nobody's yet
     workdir.describe(folder, config(seed=3))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "environment.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json", "environment.json"]
     assert workdir.load_config(folder).to_dict() == config(seed=3).to_dict()
 
 
@@ -73,7 +73,7 @@ def test_workdir_on_a_full_disk(folder, monkeypatch):
     def full(self, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(folder), "write_text", full)
+    monkeypatch.setattr(type(folder), "open", full)
     with pytest.raises(UserError, match="No space left on device"):
         workdir.claim(folder)
 
@@ -81,8 +81,27 @@ def test_workdir_on_a_full_disk(folder, monkeypatch):
 def test_claiming_again_keeps_what_is_there(folder):
     claimed(folder)
     (folder / "metrics.jsonl").write_text("{}\n")
-    workdir.claim(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "environment.json", "metrics.jsonl"]
+    workdir.claim(folder).close()
+    assert (folder / "metrics.jsonl").read_text() == "{}\n"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+    ]
+
+
+def test_a_workdir_in_use_is_refused(folder):
+    with workdir.claim(folder), pytest.raises(UserError, match="another process is training in it"):
+        workdir.claim(folder)
+    workdir.claim(folder).close()  # free again
+
+
+def test_results_of_a_shorter_run_go(folder):
+    claimed(folder)
+    (folder / "results.json").write_text("{}")
+    workdir.describe(folder, config(duration="99ep"))
+    assert not (folder / "results.json").exists()
 
 
 def test_same_run(folder):
@@ -217,16 +236,21 @@ def test_git_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(cnn_research, "__file__", str(package / "__init__.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert workdir.environment()["git_commit"] is None  # not a checkout
-    git(package, "init", "-q")
+    git(package.parent, "init", "-q")
     assert workdir.environment()["git_commit"] is None  # nothing committed yet
-    git(package, "add", ".")
-    git(package, "commit", "-q", "-m", "one")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-q", "-m", "one")
     commit = git(package, "rev-parse", "HEAD")
     assert len(commit) == 40 and workdir.environment()["git_commit"] == commit
     (package / "new.py").write_text("")
     assert workdir.environment()["git_commit"] == commit  # untracked files are notes, data, runs
     (package / "__init__.py").write_text("x = 1\n")
     assert workdir.environment()["git_commit"] == f"{commit} (changed)"
+    installed = package / "environment" / "cnn_research"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(cnn_research, "__file__", str(installed / "__init__.py"))
+    assert workdir.environment()["git_commit"] is None  # the commit of another project's checkout says nothing
+    monkeypatch.setattr(cnn_research, "__file__", str(package / "__init__.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workdir.environment()["git_commit"] is None  # no git
 

@@ -211,5 +211,5 @@ def test_progress_says_how_it_goes(counter, caplog):
         progress.evaluated(1000, "test", {"accuracy": 0.5, "loss": 1.25})
     first, second, third = (record.getMessage() for record in caplog.records)
     assert first == "step    1/1000  test: accuracy 0.2500, loss 1.5000"
-    assert second == "step  500/1000  test: accuracy 0.5000, loss 1.2500  (2,000 images/s, 2 s left)"
+    assert second == "step  500/1000  test: accuracy 0.5000, loss 1.2500, 2 s left"
     assert "1000/1000" in third and "left" not in third

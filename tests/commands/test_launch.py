@@ -1,0 +1,71 @@
+import ast
+import logging
+from pathlib import Path
+
+import pytest
+
+import cnn_research
+from cnn_research.commands import launch
+from cnn_research.errors import UserError
+
+TINY = str(Path(__file__).parents[1] / "end_to_end" / "tiny.py")
+
+
+@pytest.mark.parametrize("config", [[f"--config={TINY}"], ["--config", TINY]])
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("schedule.boundaries", "10ep,50%", ("10ep", "50%")),
+        ("schedule.boundaries", "2st, 3st", ("2st", "3st")),
+        ("schedule.boundaries", "('2st', '3st')", ("2st", "3st")),
+        ("schedule.boundaries", "30%", ("30%",)),
+        ("model.pool", "max,average", ("max", "average")),
+        ("model.padding", "same,1", ("same", "1")),
+        ("model.kernel_size", "3,5", (3, 5)),
+        ("dataset.mean", "0.5", 0.5),
+        ("model.filters", "None", None),
+    ],
+)
+def test_several_values_are_written_as_python_has_them(config, field, text, value):
+    for override in ([f"--config.{field}={text}"], [f"--config.{field}", text]):
+        before = ["train.py", *override, *config, "--workdir=w"]
+        after = launch._checked_overrides(before)
+        changed = " ".join(after[1 : 1 + len(override)]).replace(f"--config.{field}", "", 1)[1:]
+        assert ast.literal_eval(changed) == value
+        assert after[1 + len(override) :] == [*config, "--workdir=w"]
+        assert before[1 : 1 + len(override)] == override, "the caller's command line goes into environment.json"
+
+
+def test_text_fields_are_left_alone():
+    argv = ["train.py", f"--config={TINY}", "--config.augment=pad_and_crop(4)|flip", "--config.dataset.name=a,b"]
+    assert launch._checked_overrides(argv) == argv
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["pass", "return {'batch_size': 3}", "from ml_collections import ConfigDict\n    return ConfigDict({'a': 1})"],
+)
+def test_config_file_that_returns_something_else(tmp_path, body):
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    {body}\n")
+    with pytest.raises(UserError, match=r"mine\.py: get_config\(\) must return a base_config\(\)"):
+        launch._checked_overrides(["train.py", f"--config={tmp_path}/mine.py"])
+
+
+def test_console_shows_this_package_and_warnings(capsys):
+    """A checkout may stand in a folder of the package's name, with the environment of all others inside."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, logging.getLogger("absl").level
+    package = Path(cnn_research.__file__).parent
+    others = package.parent / ".venv" / "cnn_research" / "site-packages" / "orbax.py"
+    try:
+        launch._log_to_console()
+        for path, number, text in [
+            (package / "training" / "loop.py", logging.INFO, "ours"),
+            (others, logging.INFO, "chatter"),
+            (others, logging.WARNING, "warning"),
+        ]:
+            root.handle(logging.LogRecord("absl", number, str(path), 1, text, None, None))
+    finally:
+        root.handlers = handlers
+        logging.getLogger("absl").setLevel(level)
+    assert capsys.readouterr().err == "ours\nwarning\n"
