@@ -161,6 +161,7 @@ BAD = [
     ("schedule.factor", 0.0, "above 0"),
     ("schedule.factor", 1.1, "at most 1"),
     ("loss.name", "cross_entropy", "softmax_cross_entropy"),
+    ("loss.auxiliary_weight", -0.1, "at least 0"),
     ("loss.label_smoothing", 1.0, "below 1"),
     ("loss.label_smoothing", -0.1, "below 1"),
     ("precision", "float16", "float32"),

@@ -9,6 +9,8 @@ from cnn_research.models import alexnet, layers
 from cnn_research.models.alexnet import AlexNet, AlexNetOWT
 from cnn_research.models.registry import create_model
 
+pytestmark = pytest.mark.zoo
+
 
 @pytest.fixture
 def few_units(monkeypatch):
@@ -227,5 +229,5 @@ def test_adaptive_average_pool_by_hand():
     pool = jax.jit(lambda x: layers.adaptive_average_pool(x, 3, name="p")[0, 0, :, 0])
     np.testing.assert_allclose(pool(row), [0.5, 2.0, 3.5])  # of 5 columns: [0, 2), [1, 4), [3, 5)
     np.testing.assert_allclose(pool(row[:, :2, :2]), [0.0, 0.5, 1.0])  # of 2: [0, 1), [0, 2), [1, 2)
-    with pytest.raises(ValueError, match="^p: kernel must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="^p: kernel must be a whole number of at least 1, got 0"):
         layers.adaptive_average_pool(row, 0, name="p")

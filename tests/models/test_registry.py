@@ -38,6 +38,11 @@ RUN = {
 FIELDS = {"googlenet": {"auxiliary_heads": False}, "googlenet_bn": {"auxiliary_heads": False}}
 
 
+def marked(names):
+    """The large ones belong to `make test-zoo`."""
+    return [name if RUN.get(name) == IMAGE_SHAPE else pytest.param(name, marks=pytest.mark.zoo) for name in names]
+
+
 def test_every_class_is_run():
     assert {registry.MODELS[name][0] for name in RUN} == {module for module, _ in registry.MODELS.values()}
 
@@ -70,7 +75,7 @@ def case(name):
     return model, variables, x
 
 
-@pytest.mark.parametrize("name", registry.list_models())
+@pytest.mark.parametrize("name", marked(registry.list_models()))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_classes_and_channels(name, dtype):
     """Shapes alone, but for every name."""
@@ -88,7 +93,7 @@ def test_any_classes_and_channels(name, dtype):
         assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", marked(RUN))
 def test_logits_gradients_and_types(name):
     model, variables, x = case(name)
 
@@ -105,7 +110,7 @@ def test_logits_gradients_and_types(name):
     np.testing.assert_array_equal(run(variables["params"])[0][1], logits)
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", marked(RUN))
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_outside(name):
     model, variables, x = case(name)
     half = registry.create_model(name, 7, dtype="bfloat16", **FIELDS.get(name, {}))

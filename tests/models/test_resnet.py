@@ -12,6 +12,8 @@ from flax import linen as nn
 from cnn_research.models import layers, resnet
 from cnn_research.models.registry import create_model
 
+pytestmark = pytest.mark.zoo
+
 
 @functools.cache
 def shapes(model, image_shape):

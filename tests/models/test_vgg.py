@@ -8,6 +8,8 @@ from cnn_research.models import vgg
 from cnn_research.models.registry import create_model
 from cnn_research.models.vgg import VGG, VGGCifar
 
+pytestmark = pytest.mark.zoo
+
 
 @pytest.fixture
 def few_units(monkeypatch):

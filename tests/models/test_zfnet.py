@@ -8,6 +8,8 @@ from cnn_research.models import zfnet
 from cnn_research.models.registry import create_model
 from cnn_research.models.zfnet import ZFNet
 
+pytestmark = pytest.mark.zoo
+
 
 @pytest.fixture
 def few_units(monkeypatch):

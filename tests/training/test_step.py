@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from cnn_research.data import augment
 from cnn_research.data.resident import ResidentFeed
@@ -54,6 +55,7 @@ class Run:
             std=STD,
             model=model,
             loss=functools.partial(softmax_cross_entropy, label_smoothing=smoothing),
+            auxiliary_weight=0.3,
             optimizer=optimizer,
             schedule=schedule,
             axis_name=parallel.AXIS,
@@ -156,6 +158,34 @@ def test_update_of_a_linear_network_by_numpy(smoothing):
         np.testing.assert_allclose(sums["learning_rate"], rate, rtol=1e-6)
         assert (sums["accuracy"], sums["top5"], sums["count"]) == (right, BATCH, BATCH)
         assert state.batch_stats == {}
+
+
+class TwoHeads(nn.Module):
+    """A linear network with an auxiliary head, of the zoo's contract: its logits are sown in training alone."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(x.shape[0], -1)
+        auxiliary = nn.Dense(CLASSES, name="aux")(x)
+        if train and not self.is_initializing():
+            self.sow("auxiliary", "aux_logits", auxiliary)
+        return nn.Dense(CLASSES, name="output")(x)
+
+
+def test_auxiliary_heads_pull_with_their_weight_by_numpy():
+    run, batch = Run(TwoHeads()), train_batch()
+    replicas, sums = run.devices(batch)
+    before, after = run.initial.params, parallel.to_host(replicas).params
+    images, labels = (ARRAYS[name][batch["index"]] for name in ("image", "label"))
+    x = ((images / 255 - MEAN) / STD).reshape(BATCH, -1)
+    for head, weight in (("output", 1.0), ("aux", 0.3)):
+        logits = x @ np.asarray(before[head]["kernel"], np.float64) + before[head]["bias"]
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        gradient = weight * x.T @ (p - np.eye(CLASSES)[labels]) / BATCH
+        expected = before[head]["kernel"] - 0.5 * gradient  # the schedule begins at 0.5; no momentum yet
+        np.testing.assert_allclose(after[head]["kernel"], expected, rtol=1e-4, atol=1e-5)
+        if head == "output":  # the loss that is told is that of the network that will be used
+            np.testing.assert_allclose(sums["loss"] / BATCH, -np.log(p[np.arange(BATCH), labels]).mean(), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
