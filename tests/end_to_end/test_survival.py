@@ -117,20 +117,20 @@ LENET = [
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "tolerance"),
+    ("name", "flags"),
     [
-        ("lenet5", LENET, 1e-4),
-        # Flax takes a variance as a difference of means, which loses digits: 4e-5 with the oldest versions. Statistics
-        # of each device's own four images would be off by 0.06. No dropout, which is keyed by the device.
-        ("convnet", ["--config.model.dropout_rate=0.0"], 1e-3),
+        ("lenet5", LENET),
+        # Slower still: Flax takes a variance as a difference of means, which loses digits. Statistics of each device's
+        # own four images would be off by 0.06. No dropout, which is keyed by the device.
+        ("convnet", ["--config.model.dropout_rate=0.0", "--config.optimizer.learning_rate=0.0005"]),
     ],
     ids=["lenet5", "batch_norm"],
 )
-def test_eight_devices_learn_as_one_does(on_devices, script, read_rows, results, name, flags, tolerance):
+def test_eight_devices_learn_as_one_does(on_devices, script, read_rows, results, name, flags):
     one, eight = (on_devices(devices, name, *flags) for devices in (1, 8))
     curves = [[row["loss"] for row in read_rows(w, "train")] for w in (one, eight)]
     assert len(curves[0]) == 100
-    np.testing.assert_allclose(curves[0], curves[1], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(curves[0], curves[1], atol=1e-4, rtol=0)
     assert results(eight)["devices"] == 8 and results(eight)["test"]["num_examples"] == 60
     # What eight devices saved, one evaluates.
     values = json.loads(script.run("evaluate", f"--workdir={eight}")[0])
