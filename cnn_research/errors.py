@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake the user can mend."""
+"""How work may end early: a mistake that the user can mend, divergence, a request to leave."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,14 @@ class UserError(Exception):
     The message is one clear line that says what is wrong, where, and what to do. Commands print it without a traceback
     and exit with status 2; every other exception is a defect of the code and keeps its traceback.
     """
+
+
+class Diverged(Exception):
+    """The loss or a parameter is no longer finite; the message names the steps and the checkpoint that is left."""
+
+
+class Preempted(Exception):
+    """The process was asked to leave; the message names the step up to which everything is saved."""
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

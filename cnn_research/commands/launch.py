@@ -16,27 +16,27 @@ from tqdm import tqdm
 
 import cnn_research
 from cnn_research import config as configs
-from cnn_research.errors import UserError, suggest
-from cnn_research.training.loop import Diverged, Preempted
+from cnn_research.errors import Diverged, Preempted, UserError, suggest
 
 FLAGS = flags.FLAGS
 _PACKAGE = Path(cnn_research.__file__).parent
 _CONFIGS = Path("experiments/configs")  # of a checkout, seen from its root
 
 
-def run(main: Callable[[], None], required: Sequence[str]) -> None:
+def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int = 0) -> None:
     """Runs a command and exits: with 0 when done or preempted, 2 after a mistake of the user's, 3 when diverged.
 
     Args:
-        main: the command; it reads FLAGS.
+        main: the command; it reads FLAGS, and takes what is given besides flags.
         required: names of the flags that must be given.
+        arguments: how many words besides flags may be given.
     """
 
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = FLAGS(_checked_overrides(argv))
-            if rest[1:]:
-                raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
+            if rest[1 + arguments :]:
+                raise UserError(f"{rest[1 + arguments]!r} is not a flag; flags begin with --")
             missing = [f"--{name}" for name in required if not FLAGS[name].value]
             if missing:
                 raise UserError(f"{' and '.join(missing)} must be given; --help shows all flags")
@@ -44,10 +44,10 @@ def run(main: Callable[[], None], required: Sequence[str]) -> None:
             _leave(2, _as_errors(error))
         return rest
 
-    def guarded(_: list[str]) -> None:
+    def guarded(argv: list[str]) -> None:
         _log_to_console()
         try:
-            main()
+            main(*argv[1:])
         except UserError as error:
             _leave(2, _as_errors(error))
         except Diverged as error:

@@ -1,7 +1,8 @@
 """What the families of networks share: size arithmetic, convolution, pooling, activations, fully-connected layers.
 
 The functions here are called inside an `@nn.compact` method: a layer that they create belongs to the module being run
-and takes the given name, so variable trees, error messages and tables all speak of `conv1`, `C3` or `dense1`.
+and takes the given name, so variable trees, error messages and tables all speak of `conv1`, `C3` or `dense1`. What has
+no variables carries its name as a `jax.named_scope`, which layer tables and profiles show.
 """
 
 import difflib
@@ -219,7 +220,8 @@ def pool(
         raise ValueError(f"{name}: padding {padding} must be smaller than the pool's size {size}")
     window: dict[str, Any] = {"window_shape": (size, size), "strides": (stride, stride)}
     if not ceil_mode or padding == "same":
-        return POOLS[kind](x, padding=_lax_padding(padding), **window)
+        with jax.named_scope(name):
+            return POOLS[kind](x, padding=_lax_padding(padding), **window)
 
     pad = 0 if padding == "valid" else padding
     outs = [output_size(n, size, stride, pad, ceil_mode=True) for n in x.shape[1:3]]
@@ -228,12 +230,14 @@ def pool(
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         pad = 0
         window["count_include_pad"] = False
-    return POOLS[kind](x, padding=tuple((pad, pad + more) for more in beyond), **window)
+    with jax.named_scope(name):
+        return POOLS[kind](x, padding=tuple((pad, pad + more) for more in beyond), **window)
 
 
 def global_average_pool(x: Array) -> Array:
     """Mean of each channel over the image: [N, H, W, C] -> [N, C], in the type of `x` (summed in float32)."""
-    return jnp.mean(x, axis=(1, 2))
+    with jax.named_scope("global_average_pool"):
+        return jnp.mean(x, axis=(1, 2))
 
 
 def scaled_tanh(x: Array) -> Array:
@@ -330,12 +334,13 @@ def local_response_norm(
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"{name}: size={size} must be an odd number, so that a channel has as many on either side")
-    a = x.astype(jnp.float32)
     same = ((0, 0), (0, 0), (0, 0), (size // 2, size // 2))
-    # A window that slides along the channels: its gradient is one more window, where that of a sum of shifted slices
-    # took four times as long on a CPU.
-    total = lax.reduce_window(a * a, 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), same)
-    return (a * (k + alpha * total) ** -beta).astype(x.dtype)
+    with jax.named_scope(name):
+        a = x.astype(jnp.float32)
+        # A window that slides along the channels: its gradient is one more window, where that of a sum of shifted
+        # slices took four times as long on a CPU.
+        total = lax.reduce_window(a * a, 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), same)
+        return (a * (k + alpha * total) ** -beta).astype(x.dtype)
 
 
 def adaptive_average_pool(x: Array, size: int, *, name: str) -> Array:
@@ -359,4 +364,5 @@ def adaptive_average_pool(x: Array, size: int, *, name: str) -> Array:
         return jnp.concatenate(means, axis)
 
     # A bin is a rectangle, so its mean is the mean, over its columns, of the means over its rows.
-    return pool_axis(pool_axis(x, 1), 2)
+    with jax.named_scope(name):
+        return pool_axis(pool_axis(x, 1), 2)

@@ -4,7 +4,8 @@
     variables = init_variables(model, jax.random.key(0), image_shape=(28, 28, 1))
     logits = model.apply(variables, images)
 
-`list_models("lenet*")` says which there are, `model_fields("lenet5")` what can be set on one.
+`list_models("lenet*")` says which there are, `model_fields("lenet5")` what can be set on one, `model_facts("lenet5")`
+what is published about it.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnn_research.models import alexnet, convnet, densenet, googlenet, layers, lenet, resnet, vgg, zfnet
+from cnn_research.models.facts import FACTS, Facts
 
 # Name -> (class, the fields that the name stands for). A size variant is a line.
 MODELS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
@@ -94,6 +96,16 @@ def model_fields(name: str) -> dict[str, Any]:
         for field in dataclasses.fields(module)
         if field.name not in _NOT_FOR_USERS and field.name not in fixed
     }
+
+
+def model_facts(name: str) -> Facts:
+    """The input, normalisation, size, paper and published error of the named network.
+
+    Raises:
+        ValueError: no network has this name.
+    """
+    _entry(name)
+    return FACTS[name]
 
 
 def create_model(

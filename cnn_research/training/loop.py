@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cnn_research import config as configs
 from cnn_research.data.resident import ResidentFeed
-from cnn_research.errors import UserError
+from cnn_research.errors import Diverged, Preempted, UserError
 from cnn_research.training import metrics, parallel
 from cnn_research.training import workdir as files
 from cnn_research.training.checkpoints import Checkpoints
@@ -19,14 +19,6 @@ from cnn_research.training.preemption import Preemption
 from cnn_research.training.setup import Experiment, open_feeds
 from cnn_research.training.state import count_parameters, digest
 from cnn_research.training.writers import Progress, Writer
-
-
-class Diverged(Exception):
-    """The loss or a parameter is no longer finite; the message names the steps and the checkpoint that is left."""
-
-
-class Preempted(Exception):
-    """The process was asked to leave; the message names the step up to which everything is saved."""
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:

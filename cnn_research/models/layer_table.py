@@ -1,0 +1,431 @@
+"""What a network does to an image, layer by layer: shapes, parameters, multiply-adds, receptive field, memory.
+
+    table = layer_table(create_model("alexnet", 1000), (227, 227, 3))
+    table.layers[0].size_formula        # 'floor((227 + 2*0 - 11)/4) + 1 = 55'
+
+The figures are read off the network's own trace, so they can't differ from what it computes, and any Flax module that
+maps images to logits has a table. Nothing is compiled and no parameter is made.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+_FLOAT32 = 4  # bytes
+_HEIGHT, _WIDTH = 1, 2  # axes of [N, H, W, C]
+
+
+@dataclasses.dataclass
+class Layer:
+    """One row of the table.
+
+    Attributes:
+        path: of the module in the network, or what a layer without variables is called: "layer1_0/conv1".
+        kind: "convolution", "fully connected", "max pool", "average pool", "sum pool", "global average pool", "adaptive
+            average pool", "local response norm", "batch norm"; of another module that has parameters, its class.
+        output: the shape without the batch: (H, W, C), or (D,).
+        kernel, stride: (height, width) in pixels, None where there is no window.
+        padding: ((top, bottom), (left, right)) in pixels; likewise.
+        size_formula: the output's height from the input's: "floor((227 + 2*0 - 11)/4) + 1 = 55", or "".
+        parameters: of this layer alone.
+        macs: multiply-adds of convolutions and fully-connected layers for one image; biases don't count.
+        receptive_field: side in pixels of the square of the image, padding included, that one output sees; None where
+            it is the whole image.
+        jump: pixels of the image from the centre of one output's receptive field to that of the next; likewise.
+        training_only: the logits don't depend on it (auxiliary heads).
+    """
+
+    path: str
+    kind: str
+    output: tuple[int, ...] = ()
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    size_formula: str = ""
+    parameters: int = 0
+    macs: int = 0
+    receptive_field: int | None = None
+    jump: int | None = None
+    training_only: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerTable:
+    """A network at one input size.
+
+    Attributes:
+        input: (H, W, C).
+        num_classes: the number of logits.
+        layers: in the order of computation.
+        parameters: of all layers, those that only training uses included.
+        macs: of one image in evaluation.
+        training_bytes_per_image: activations that the backward pass reads, each once: what enters convolutions,
+            fully-connected layers, normalisations and max pools, in the type that the network computes in.
+        inference_bytes_per_image: the most activations alive at one time.
+    """
+
+    input: tuple[int, ...]
+    num_classes: int
+    layers: tuple[Layer, ...]
+    parameters: int
+    macs: int
+    training_bytes_per_image: int
+    inference_bytes_per_image: int
+
+    def training_bytes(self, batch_size: int, optimizer_slots: int = 1) -> int:
+        """Estimated memory of training: weights, gradients, optimizer state and the activations of a batch.
+
+        A backend needs more for its own work: with XLA on a GPU, the workspace of the convolutions above all.
+
+        Args:
+            batch_size: images on one device.
+            optimizer_slots: copies of the weights that the optimizer keeps: SGD none, momentum one, Adam two.
+        """
+        return self.parameters * _FLOAT32 * (2 + optimizer_slots) + batch_size * self.training_bytes_per_image
+
+    def inference_bytes(self, batch_size: int) -> int:
+        """Estimated memory of evaluation: weights and the activations of a batch."""
+        return self.parameters * _FLOAT32 + batch_size * self.inference_bytes_per_image
+
+
+def layer_table(model: nn.Module, image_shape: Sequence[int]) -> LayerTable:
+    """The table of a network that maps float[N, H, W, C] to logits [N, K].
+
+    Loops and conditionals (`lax.scan`, `lax.cond`) count as one operation each, whatever they compute inside.
+
+    Args:
+        model: from `create_model`, or any Flax module that can be called with images alone.
+        image_shape: (H, W, C).
+
+    Raises:
+        ValueError: the images are too small for a layer, which the message names with its arithmetic, or a field of the
+            model isn't one of its allowed values.
+    """
+    classes: dict[tuple[str, ...], str] = {}
+
+    def look(call, args, kwargs, context):
+        module = context.module
+        classes[module.path] = type(module).__name__
+        # No initial value is needed, and to trace how they are drawn takes as long as all the rest.
+        for field in dataclasses.fields(module):
+            if field.name.endswith("_init") and callable(getattr(module, field.name)):
+                object.__setattr__(module, field.name, _zeros)
+        return call(*args, **kwargs)
+
+    key = jax.eval_shape(jax.random.key, 0)  # a real one would start the backend, which takes a GPU's memory
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(look):
+        init = jax.make_jaxpr(_with_short_norms(model).init_with_output, return_shape=True)
+        closed, (logits, variables) = init(key, image)
+    params = {path: leaf.size for path, leaf in traverse_util.flatten_dict(variables.get("params", {})).items()}
+
+    trace = _Trace(closed.jaxpr)
+    rows = _rows(trace, params, classes)
+    return LayerTable(
+        input=tuple(image_shape),
+        num_classes=logits.shape[-1],
+        layers=tuple(rows),
+        parameters=sum(params.values()),
+        macs=sum(row.macs for row in rows if not row.training_only),
+        training_bytes_per_image=_saved_bytes(trace, [path for path, name in classes.items() if "Norm" in name]),
+        inference_bytes_per_image=_peak_bytes(trace),
+    )
+
+
+# -- shortcuts through what says nothing about shapes
+
+
+def _zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return jax.lax.full(shape, 0, dtype)
+
+
+class BatchNorm(nn.Module):
+    """Flax's module of this name, with the same parameters and an eighth of its trace. (Its class names the row.)"""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1:]
+        scale = self.param("scale", _zeros, features) + self.param("bias", _zeros, features)
+        return jax.lax.mul(x, jnp.broadcast_to(scale.astype(x.dtype), x.shape))
+
+
+def _with_short_norms(model: nn.Module) -> nn.Module:
+    """The model with the module above, where its normalisation can be chosen and is Flax's with both parameters."""
+    norm = getattr(model, "norm", None)
+    settings = norm.keywords if isinstance(norm, functools.partial) else {}
+    module = norm.func if isinstance(norm, functools.partial) else norm
+    if module is not nn.BatchNorm or settings.keys() & {"use_scale", "use_bias", "axis"}:
+        return model
+    return model.clone(norm=lambda *, name, **_: BatchNorm(name=name))
+
+
+# -- the trace: every operation on something that depends on the image, one after the other
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One operation.
+
+    Attributes:
+        name, parameters: of the primitive.
+        shapes: of all operands.
+        inputs: numbers of the operands that depend on the image.
+        outputs: numbers of the results.
+        scope: the names around it, from the outside in.
+        remat: the number of the region that the backward pass computes again, or None.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    scope: tuple[str, ...]
+    remat: int | None
+
+    @property
+    def spatial_window(self) -> tuple[tuple[int, int], tuple[int, int], tuple[tuple[int, int], ...]] | None:
+        """(kernel, stride, padding), each for height and width, of what slides over the image."""
+        p = self.parameters
+        if self.name == "conv_general_dilated":
+            _, _, *axes = p["dimension_numbers"].rhs_spec
+            dilated = zip(axes, p["rhs_dilation"], strict=True)
+            kernel = tuple((self.shapes[1][axis] - 1) * dilation + 1 for axis, dilation in dilated)
+            return kernel, tuple(p["window_strides"]), tuple(p["padding"])
+        if self.name.startswith("reduce_window") and len(self.shapes[0]) == 4:
+            kernel = tuple(p["window_dimensions"][_HEIGHT : _WIDTH + 1])
+            strides, padding = p["window_strides"], p["padding"]
+            if kernel != (1, 1):
+                return kernel, tuple(strides[_HEIGHT : _WIDTH + 1]), tuple(padding[_HEIGHT : _WIDTH + 1])
+        return None
+
+    @property
+    def kind(self) -> str:
+        """What a layer is called that does this, or ""."""
+        if self.name == "conv_general_dilated":
+            return "convolution"
+        if self.name == "dot_general" and len(self.inputs) == 1:
+            return "fully connected"
+        if self.name == "reduce_window_max":
+            return "max pool"
+        if self.name == "reduce_window_sum":
+            return "sum pool" if self.spatial_window else "local response norm"
+        if self.name == "reduce_sum" and len(self.shapes[0]) == 4:
+            axes = {_HEIGHT, _WIDTH} & set(self.parameters["axes"])
+            return {2: "global average pool", 1: "adaptive average pool", 0: ""}[len(axes)]
+        return ""
+
+
+class _Trace:
+    """A jaxpr made flat.
+
+    Attributes:
+        steps: in order.
+        shapes, sizes: of each value, by its number: the shape, and the size in bytes. Value 0 is the image.
+        result: the number of the jaxpr's first result, the logits.
+    """
+
+    def __init__(self, jaxpr: Any):
+        self.steps: list[_Step] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.sizes: list[int] = []
+        self._regions = 0
+        *others, image = jaxpr.invars
+        self.result = self._run(jaxpr, [None] * len(others) + [self._number(image.aval)], (), None)[0]
+
+    def _number(self, aval: Any) -> int:
+        self.shapes.append(tuple(aval.shape))
+        self.sizes.append(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 0))
+        return len(self.shapes) - 1
+
+    def _run(self, jaxpr: Any, given: Sequence[int | None], scope: tuple[str, ...], remat: int | None) -> list:
+        """Numbers, or None for what doesn't depend on the image: of the operands -> of the results."""
+        numbers = dict(zip(jaxpr.invars, given, strict=True))
+
+        def look_up(atom: Any) -> int | None:
+            return None if hasattr(atom, "val") else numbers.get(atom)  # a literal has a value and no hash
+
+        for equation in jaxpr.eqns:
+            operands = [look_up(atom) for atom in equation.invars]
+            if all(number is None for number in operands):
+                continue
+            names = [name for name in str(equation.source_info.name_stack).split("/") if name]
+            # Flax writes the methods that a module calls on itself as "Class.method".
+            here = scope + tuple(name for name in names if "." not in name)
+            inner = _inner_jaxpr(equation)
+            if inner is None:
+                results = [self._number(var.aval) for var in equation.outvars]
+                inputs = tuple(number for number in operands if number is not None)
+                shapes = tuple(tuple(atom.aval.shape) for atom in equation.invars)
+                self.steps.append(
+                    _Step(equation.primitive.name, equation.params, shapes, inputs, tuple(results), here, remat)
+                )
+            else:
+                region = remat
+                if remat is None and equation.primitive.name in ("remat2", "remat", "checkpoint"):
+                    self._regions += 1
+                    region = self._regions
+                results = self._run(inner, operands, here, region)
+            numbers.update(zip(equation.outvars, results, strict=True))
+        return [look_up(atom) for atom in jaxpr.outvars]
+
+
+def _inner_jaxpr(equation: Any) -> Any:
+    """The jaxpr of a call (jit, remat, custom derivatives), or None for an operation, a loop or a conditional."""
+    for parameter in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = equation.params.get(parameter)
+        inner = getattr(inner, "jaxpr", inner)
+        if inner is not None and len(inner.invars) == len(equation.invars) and equation.primitive.name != "scan":
+            return inner
+    return None
+
+
+# -- what the trace says
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """What one element of an array sees of the image: extent and jump for height and width, in pixels, or all of it."""
+
+    extent: tuple[int, int] = (1, 1)
+    jump: tuple[int, int] = (1, 1)
+    whole: bool = False
+
+
+def _views(trace: _Trace) -> list[_View]:
+    """Of each value. Of several operands, as in a sum of branches, the larger view is the result's."""
+    views = [_View()] * len(trace.shapes)
+    for step in trace.steps:
+        given = [views[number] for number in step.inputs]
+        extent = [max(view.extent[axis] for view in given) for axis in (0, 1)]
+        jump = [max(view.jump[axis] for view in given) for axis in (0, 1)]
+        if (window := step.spatial_window) is not None:
+            for axis, (kernel, stride) in enumerate(zip(*window[:2], strict=True)):
+                extent[axis] += (kernel - 1) * jump[axis]
+                jump[axis] *= stride
+        elif step.name == "slice" and step.parameters["strides"] and len(step.shapes[0]) == 4:
+            jump = [j * s for j, s in zip(jump, step.parameters["strides"][_HEIGHT : _WIDTH + 1], strict=True)]
+        for number in step.outputs:
+            joined = len(trace.shapes[number]) != 4 or step.kind.endswith(" average pool")  # global or adaptive
+            whole = joined or any(view.whole for view in given)
+            views[number] = _View(tuple(extent), tuple(jump), whole)
+    return views
+
+
+def _needed(trace: _Trace) -> list[bool]:
+    """Of each step, whether the logits depend on it."""
+    numbers, needed = {trace.result}, []
+    for step in reversed(trace.steps):
+        needed.append(not numbers.isdisjoint(step.outputs))
+        if needed[-1]:
+            numbers.update(step.inputs)
+    return needed[::-1]
+
+
+def _rows(trace: _Trace, params: dict[tuple[str, ...], int], classes: dict[tuple[str, ...], str]) -> list[Layer]:
+    """A row for each module that has parameters itself, and for each pooling or normalisation without any."""
+    owners: dict[tuple[str, ...], int] = {}
+    for path, size in params.items():
+        owners[path[:-1]] = owners.get(path[:-1], 0) + size
+    rows: dict[tuple[str, ...], Layer] = {}
+    views = _views(trace)
+    for step, needed in zip(trace.steps, _needed(trace), strict=True):
+        scope = step.scope[1:]  # without the network's own name
+        parts = (scope[:length] for length in range(len(scope), -1, -1))
+        owner = next((part for part in parts if part in owners), None)
+        if owner is None and not step.kind and scope not in rows:
+            continue
+        path = scope if owner is None else owner
+        if path not in rows:
+            kind = classes.get(path, "").replace("BatchNorm", "batch norm")
+            rows[path] = Layer("/".join(path), kind, parameters=owners.get(path, 0))
+        row = rows[path]
+        row.output, view = trace.shapes[step.outputs[0]][1:], views[step.outputs[0]]
+        row.receptive_field = None if view.whole else max(view.extent)
+        row.jump = None if view.whole else max(view.jump)
+        row.training_only = row.training_only and not needed
+        if step.kind:
+            row.kind = step.kind
+            row.macs += _macs(step, trace.shapes[step.outputs[0]])
+        elif row.kind == "sum pool" and step.name in ("div", "mul") and owner is None:
+            row.kind = "average pool"  # the sum of the windows, divided
+        if (window := step.spatial_window) is not None:
+            row.kernel, row.stride, row.padding = window
+            axes = (step.shapes[0][_HEIGHT], *(pair[0] for pair in window), row.output[0])
+            row.size_formula = size_formula(*axes)
+    return list(rows.values())
+
+
+def _macs(step: _Step, output: tuple[int, ...]) -> int:
+    if step.name == "conv_general_dilated":
+        kernel = step.shapes[1]
+        return math.prod(output) * math.prod(kernel) // kernel[step.parameters["dimension_numbers"].rhs_spec[0]]
+    if step.name == "dot_general":
+        (contracted, _), _ = step.parameters["dimension_numbers"]
+        return math.prod(output) * math.prod(step.shapes[0][axis] for axis in contracted)
+    return 0
+
+
+def size_formula(size: int, kernel: int, stride: int, padding: tuple[int, int], output: int) -> str:
+    """The size of a convolution's or pooling's output along one axis, with its numbers filled in.
+
+    Args:
+        size: of the input, n.
+        kernel, stride: k, s.
+        padding: before and after, written 2*p where they are equal. That there is more after than before is what
+            rounding the division up (ceil mode) amounts to.
+        output: the result.
+    """
+    before, after = padding
+    pad = f"2*{before}" if before == after else f"{before} + {after}"
+    return f"floor(({size} + {pad} - {kernel})/{stride}) + 1 = {output}"
+
+
+def _saved_bytes(trace: _Trace, norms: Collection[tuple[str, ...]]) -> int:
+    """What the backward pass reads: the operands of all that isn't linear or has a kernel or a scale, each once.
+
+    Of a region that it computes again, it reads what enters the region, and the results of its convolutions, which this
+    package's policy keeps.
+
+    Args:
+        norms: paths of the normalisations.
+    """
+    saved: set[int] = set()
+    regions: dict[int, int | None] = {0: None}  # in which one a value was computed
+    norms = set(norms)
+    for step in trace.steps:
+        regions.update(dict.fromkeys(step.outputs, step.remat))
+        learns = step.kind in ("convolution", "fully connected")
+        if step.remat is not None:
+            saved.update(number for number in step.inputs if regions[number] != step.remat)
+            saved.update(step.outputs if learns else ())
+        elif learns or step.kind in ("max pool", "local response norm") or step.scope[1:] in norms:
+            saved.update(step.inputs)
+            norms.discard(step.scope[1:])  # a normalisation's first operation has read its operand
+    return sum(trace.sizes[number] for number in saved)
+
+
+def _peak_bytes(trace: _Trace) -> int:
+    """The most bytes alive at one time, if a value is freed after its last use and an elementwise operation writes over
+    an operand that isn't used again."""
+    last = {}
+    steps = [step for step, needed in zip(trace.steps, _needed(trace), strict=True) if needed]
+    for index, step in enumerate(steps):
+        last.update(dict.fromkeys(step.inputs, index))
+    alive, peak = {0}, trace.sizes[0]
+    for index, step in enumerate(steps):
+        ending = {number for number in step.inputs if last[number] == index}
+        elementwise = not step.kind and len({trace.shapes[n] for n in (*step.inputs, *step.outputs)}) == 1
+        if elementwise:
+            alive -= ending
+        alive.update(step.outputs)
+        peak = max(peak, sum(trace.sizes[number] for number in alive))
+        alive -= ending
+    return peak

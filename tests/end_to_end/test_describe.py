@@ -1,0 +1,72 @@
+"""experiments/describe.py, as people run it."""
+
+import json
+import os
+
+import pytest
+
+from cnn_research.models import registry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_backend():
+    """With a platform that isn't there: describing must not start one, which would take a GPU's memory."""
+    before = os.environ.get("JAX_PLATFORMS")
+    os.environ["JAX_PLATFORMS"] = "no_such_platform"
+    yield
+    if before is None:
+        del os.environ["JAX_PLATFORMS"]
+    else:
+        os.environ["JAX_PLATFORMS"] = before
+
+
+def test_table(script):
+    out, _ = script.run("describe", "lenet5", "--image_size=32")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    # LeCun et al. 1998, figure 2 and section II-B.
+    assert "C1 convolution 28x28x6 5x5 1 0 floor((32 + 2*0 - 5)/1) + 1 = 28 156 117,600 5 1" in lines
+    assert "S4 max pool 5x5x16 2x2 2 0 floor((10 + 2*0 - 2)/2) + 1 = 5 16 4" in lines
+    assert "F6 fully connected 84 10,164 10,080 all" in lines
+    assert any(line.startswith("parameters 61,706 ") for line in lines)
+
+
+def test_json(script):
+    out, _ = script.run(
+        "describe", "resnet18", "--image_size=32", "--num_classes=7", "--field=stem=cifar", "--channels=1", "--json"
+    )
+    described = json.loads(out)
+    assert {"name", "input", "num_classes", "parameters", "macs", "layers"} <= described.keys()
+    assert (described["name"], described["input"], described["num_classes"]) == ("resnet18", [32, 32, 1], 7)
+    assert described["parameters"] == 11_173_962 - 3 * (512 + 1) - 2 * 64 * 9
+    first = described["layers"][0]
+    assert {"path", "kind", "output", "parameters", "macs", "receptive_field"} <= first.keys()
+    assert (first["path"], first["output"], first["receptive_field"]) == ("conv1", [32, 32, 64], 3)
+
+
+def test_list(script):
+    out, _ = script.run("describe", "--list")
+    header, *lines = out.splitlines()
+    assert header.split()[:2] == ["name", "paper"]
+    assert [line.split()[0] for line in lines] == registry.list_models()
+    out, _ = script.run("describe", "--list", "vgg16*", "--json")
+    assert json.loads(out).keys() == {"vgg16", "vgg16_bn", "vgg16_bn_cifar", "vgg16_c"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["googlenet", "--image_size=20"], ["googlenet", "aux1_pool", "floor((1 + 2*0 - 5)/3) + 1 = -1"]),
+        (["resnet1"], ["resnet1", "did you mean", "resnet18"]),
+        ([], ["which network", "--list"]),
+        (["lenet5", "alexnet"], ["'alexnet'"]),
+        (["--list", "nothing*"], ["nothing*"]),
+        (["resnet18", "--field=stem=cifr"], ["stem", "did you mean 'cifar'"]),
+        (["resnet18", "--field=stem"], ["--field=stem", "value"]),
+        (["resnet18", "--image_size=0"], ["image_size"]),
+    ],
+)
+def test_mistakes(script, flags, words):
+    out, err = script.run("describe", *flags, code=2)
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ")
+    for word in words:
+        assert word in err
