@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.models import layers
+from cnn_research.models import alexnet, densenet, googlenet, layers, registry, resnet, vgg, zfnet
 
 
 def _param_counts(model, image_shape):
@@ -169,3 +169,22 @@ def in_numpy():
         dense=_dense,
         relu=lambda x: np.maximum(x, 0),
     )
+
+
+@pytest.fixture
+def few_units(monkeypatch):
+    """Without 4,096 units in each of two layers, which make 100 million parameters and test nothing more."""
+    for module in (alexnet, vgg, zfnet):
+        monkeypatch.setattr(module, "UNITS", 64)
+
+
+@pytest.fixture
+def few_blocks(monkeypatch):
+    """One of each kind at least: tracing and compiling takes its time for each."""
+    monkeypatch.setattr(googlenet, "MODULES", {name: googlenet.MODULES[name] for name in ("3a", "4a", "5a")})
+    monkeypatch.setattr(resnet, "STAGES", dict.fromkeys(resnet.STAGES, (2, 1, 1, 1)))
+    monkeypatch.setattr(densenet, "BLOCKS", dict.fromkeys(densenet.BLOCKS, (2, 1, 1, 1)))
+    depths = {resnet.CifarResNet: 8, densenet.CifarDenseNet: 10}
+    for name, (module, fields) in registry.MODELS.items():
+        if module in depths:
+            monkeypatch.setitem(registry.MODELS, name, (module, {**fields, "depth": depths[module]}))

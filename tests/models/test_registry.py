@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.models import alexnet, densenet, googlenet, layers, registry, resnet, vgg, zfnet
+from cnn_research.models import layers, registry
 from cnn_research.models.convnet import ConvNet
+
+pytestmark = pytest.mark.usefixtures("few_units", "few_blocks")
 
 IMAGE_SHAPE = (28, 28, 1)
 
@@ -45,25 +47,6 @@ def marked(names):
 
 def test_every_class_is_run():
     assert {registry.MODELS[name][0] for name in RUN} == {module for module, _ in registry.MODELS.values()}
-
-
-@pytest.fixture(autouse=True)
-def few_units(monkeypatch):
-    """Without 4,096 units in each of two layers, which make 100 million parameters and test nothing more."""
-    for module in (alexnet, vgg, zfnet):
-        monkeypatch.setattr(module, "UNITS", 64)
-
-
-@pytest.fixture(autouse=True)
-def few_blocks(monkeypatch):
-    """One of each kind at least: tracing and compiling takes its time for each."""
-    monkeypatch.setattr(googlenet, "MODULES", {name: googlenet.MODULES[name] for name in ("3a", "4a", "5a")})
-    monkeypatch.setattr(resnet, "STAGES", dict.fromkeys(resnet.STAGES, (2, 1, 1, 1)))
-    monkeypatch.setattr(densenet, "BLOCKS", dict.fromkeys(densenet.BLOCKS, (2, 1, 1, 1)))
-    depths = {resnet.CifarResNet: 8, densenet.CifarDenseNet: 10}
-    for name, (module, fields) in registry.MODELS.items():
-        if module in depths:
-            monkeypatch.setitem(registry.MODELS, name, (module, {**fields, "depth": depths[module]}))
 
 
 @functools.cache
