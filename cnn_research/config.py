@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from cnn_research.data import augment
+from cnn_research.data import augment, mix
 from cnn_research.errors import UserError, suggest
 from cnn_research.models import registry
 
@@ -101,6 +101,9 @@ def base_config() -> ConfigDict:
     # pad_and_crop(pixels), shift(pixels), random_crop(size), random_resized_crop(size), resize(size), flip,
     # color_jitter(brightness, contrast, saturation, hue), lighting(std), cutout(size), random_erasing(probability)
     config.augment = ""
+    # Of pairs of augmented images and their labels: mixup(alpha), cutmix(alpha), "mixup(0.2)|cutmix(1)" (each image
+    # draws one of them); "" = none. The training accuracy then counts the label of the first image of a pair.
+    config.mix = ""
 
     config.batch_size = 128  # images a step over all devices together
     config.eval_batch_size = 512  # likewise in evaluation; changes no result
@@ -219,6 +222,7 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         known = {k: v for k, v in model_fields(config).items() if k in fields}
         attempt("model", registry.create_model, config.model.name, 10, **known)
     attempt("augment", augment.parse, config.augment)
+    attempt("mix", mix.parse, config.mix)
 
     # JAX makes a key of a seed's lower 32 bits alone: two seeds would share their initial parameters.
     require(0 <= config.seed < 2**32, "seed", "must be at least 0 and below 2**32")

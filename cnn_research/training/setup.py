@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import cnn_research
 from cnn_research import config as configs
-from cnn_research.data import augment, views
+from cnn_research.data import augment, mix, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
@@ -202,6 +202,7 @@ class Experiment:
             train_step,
             **self._common,
             augmentation=self._augmentation,
+            mixing=mix.parse(self._config.mix),
             loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
             auxiliary_weight=self._config.loss.auxiliary_weight,
             optimizer=self._optimizer,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cnn_research.data import augment, views
+from cnn_research.data import augment, mix, views
 from cnn_research.training import metrics
 from cnn_research.training.losses import Loss, softmax_cross_entropy
 from cnn_research.training.state import TrainState
@@ -38,6 +38,7 @@ def train_step(
     *,
     gather: Callable[[Any, Batch], Batch],
     augmentation: augment.Augmentation,
+    mixing: mix.Mix | None = None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     model: nn.Module,
@@ -57,6 +58,7 @@ def train_step(
             device, so nothing here depends on what ran before.
         gather: the feed's; pure.
         augmentation: of the uint8 images.
+        mixing: of pairs of normalised images, each with the one before it in the global batch; None for none.
         mean, std: of `normalise`.
         model, loss, optimizer, schedule: of the run.
         auxiliary_weight: of the loss of each auxiliary head (logits that the model sows into "auxiliary").
@@ -69,15 +71,20 @@ def train_step(
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), jax.lax.axis_index(axis_name))
     batch = gather(arrays, batch)
     images = augment.apply(augmentation, augment_key, batch["position"], batch["image"])
-    images = normalise(images, mean, std)
+    images, targets = normalise(images, mean, std), batch["label"]
+    if mixing is not None:
+        targets = jax.nn.one_hot(targets, model.num_classes, dtype=jnp.float32)
+        partners = _ones_before((images, targets), axis_name)
+        mix_key = jax.random.fold_in(key, 2)  # the two of `split` are folds of 0 and 1
+        images, targets = mix.apply(mixing, mix_key, batch["position"], images, targets, partners)
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         rngs = {"dropout": dropout_key}
         logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats", "auxiliary"], rngs=rngs)
-        losses = loss(logits, batch["label"])
+        losses = loss(logits, targets)
         heads = jax.tree.leaves(updates.get("auxiliary", {}))
-        auxiliary = sum(jnp.mean(loss(head, batch["label"])) for head in heads)
+        auxiliary = sum(jnp.mean(loss(head, targets)) for head in heads)
         # The heads pull on the gradient alone; what is logged is the loss of the network that will be used.
         return jnp.mean(losses) + auxiliary_weight * auxiliary, (logits, losses, updates.get("batch_stats", {}))
 
@@ -96,6 +103,17 @@ def train_step(
     everything = jnp.ones_like(batch["label"], bool)
     sums = jax.lax.psum(metrics.batch_sums(logits, batch["label"], losses, everything), axis_name)
     return new_state, sums | {"learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
+
+
+def _ones_before(tree: Any, axis_name: str) -> Any:
+    """Shifts the global batch by one: [b, ...] -> [b, ...], of which the first is the last of the device before."""
+    devices = jax.lax.psum(1, axis_name)
+    to_next = [(device, (device + 1) % devices) for device in range(devices)]
+
+    def shift(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([jax.lax.ppermute(x[-1:], axis_name, to_next), x[:-1]])
+
+    return jax.tree.map(shift, tree)
 
 
 def eval_step(

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from cnn_research.data import augment, views
+from cnn_research.data import augment, mix, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.models import registry
 from cnn_research.training import parallel
@@ -43,7 +43,7 @@ def convnet(axis_name=parallel.AXIS, **fields):
 class Run:
     """A network with its compiled step, on all devices or, as the reference, on one without pmap."""
 
-    def __init__(self, model, *, augmentation="", smoothing=0.0):
+    def __init__(self, model, *, augmentation="", mixing="", smoothing=0.0):
         schedule = create_schedule("linear", 0.5, total_steps=10, warmup_steps=0)
         optimizer = optax.sgd(schedule, momentum=0.9)
         self.initial = create_state(model, optimizer, seed=3, image_shape=SHAPE)
@@ -51,6 +51,7 @@ class Run:
             train_step,
             gather=ResidentFeed.gather,
             augmentation=augment.parse(augmentation),
+            mixing=mix.parse(mixing),
             mean=MEAN,
             std=STD,
             model=model,
@@ -360,3 +361,25 @@ def test_eval_step_of_nothing_but_padding():
     variables = jax.tree.map(np.asarray, create_state(model, optax.sgd(0.1), 0, SHAPE).variables)
     batch = {"index": np.zeros(DEVICES, np.int32), "mask": np.zeros(DEVICES, bool)}
     assert evaluate(model, variables, batch) == {"loss": 0, "accuracy": 0, "top5": 0, "count": 0}
+
+
+def test_mixing_pairs_each_image_with_the_one_before_it_on_any_number_of_devices():
+    """With mixup, a linear network's logits are those of the mixed images; the weights are read off the mix itself."""
+    run = Run(linear(), mixing="mixup(1)")
+    batch = train_batch()
+    (state, sums), (expected, expected_sums) = run.devices(batch), run.one(batch)
+    for a, b in zip(jax.tree.leaves(first(state)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(sums["loss"], expected_sums["loss"], rtol=1e-5)
+
+    key = jax.random.fold_in(jax.random.key(0), 2)
+    share = np.array(
+        [jax.random.beta(jax.random.fold_in(key, position), 1.0, 1.0) for position in batch["position"]], np.float64
+    )[:, None]
+    images = np.asarray(normalise(ARRAYS["image"][batch["index"]], MEAN, STD), np.float64).reshape(BATCH, -1)
+    targets = np.eye(CLASSES)[ARRAYS["label"][batch["index"]]]
+    images, targets = (share * x + (1 - share) * np.roll(x, 1, axis=0) for x in (images, targets))
+    layer = jax.tree.map(lambda x: np.asarray(x, np.float64), run.initial.params["output"])
+    logits = images @ layer["kernel"] + layer["bias"]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(sums["loss"], -(targets * log_p).sum(), rtol=1e-5)
