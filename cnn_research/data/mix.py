@@ -45,9 +45,9 @@ def cutmix(alpha: float) -> Mix:
         centre = jax.random.uniform(place_key, (2,))
         inside = []
         for axis, length in enumerate(image.shape[:2]):
-            middle, half = jnp.floor(centre[axis] * length), jnp.floor(side * length) // 2
+            middle, half = centre[axis] * length, side * length / 2
             pixels = jnp.arange(length)
-            inside.append((pixels >= middle - half) & (pixels < middle + half))
+            inside.append((pixels >= jnp.round(middle - half)) & (pixels < jnp.round(middle + half)))
         box = inside[0][:, None] & inside[1][None, :]
         return jnp.where(box[..., None], partner, image), 1 - jnp.mean(box, dtype=jnp.float32)
 

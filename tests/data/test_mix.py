@@ -1,5 +1,7 @@
 """Mixup and cutmix against their papers: what is drawn, what comes out, that key and position alone decide."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,18 @@ from cnn_research.errors import UserError
 N, SHAPE = 4000, (16, 24, 1)
 
 
+@functools.cache
+def compiled(text):
+    return jax.jit(functools.partial(mix.apply, mix.parse(text)))
+
+
+@functools.cache
 def mixed(text, key=0, n=N):
     """Ones mixed with zeros: images float[n, H, W, 1], and targets [n, 2] of class 0 mixed with class 1."""
     ones, zeros = jnp.ones((n, *SHAPE)), jnp.zeros((n, *SHAPE))
     first, second = jnp.tile(jnp.array([[1.0, 0.0]]), (n, 1)), jnp.tile(jnp.array([[0.0, 1.0]]), (n, 1))
-    apply = jax.jit(mix.apply, static_argnums=0)
     positions = jnp.arange(n, dtype=jnp.uint32)
-    images, targets = apply(mix.parse(text), jax.random.key(key), positions, ones, first, (zeros, second))
+    images, targets = compiled(text)(jax.random.key(key), positions, ones, first, (zeros, second))
     return np.asarray(images), np.asarray(targets)
 
 
@@ -36,7 +43,7 @@ def test_mixup_weighs_all_pixels_by_beta(alpha):
     assert np.ptp(images, axis=(1, 2, 3)).max() == 0
     share = targets[:, 0]
     # Mean and variance of Beta(a, a): 1/2 and 1 / (4 (2a + 1)).
-    assert share.mean() == pytest.approx(0.5, abs=4 * share.std() / N**0.5)
+    assert share.mean() == pytest.approx(0.5, abs=4 * float(share.std()) / N**0.5)
     assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
 
@@ -52,11 +59,11 @@ def test_cutmix_pastes_one_box():
         sides.append((rows.sum(), columns.sum()))
     # Every part of the image is hidden now and then, the middle most: boxes are cut off at the edges.
     often = pasted.mean(0)
-    assert often.min() > 0.1 and often[8, 12] == pytest.approx(often.max(), abs=0.05)
+    assert often.min() > 0.1 and often[8, 12] > often.max() - 0.05
     # Before boxes are cut off, their area is uniform for alpha = 1: half of it on average; the cut takes 4/9 away.
     # E[min(c + s/2, 1) - max(c - s/2, 0)] = s - s^2 / 4 for a side s, whose square is uniform: along two axes
     # E[(s - s^2 / 4)^2] = E[s^2] - E[s^3] / 2 + E[s^4] / 16 = 1/2 - 1/5 + 1/48.
-    assert 1 - targets[:, 0].mean() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.03)
+    assert 1 - float(targets[:, 0].mean()) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.03)
     heights, widths = np.array(sides).T
     inner = (heights < 8) & (widths < 12)
     assert np.abs(widths[inner] / 24 - heights[inner] / 16).max() < 0.5
@@ -69,10 +76,9 @@ def test_each_image_draws_one_of_several():
 
 
 def test_is_a_function_of_key_and_position():
-    once, again, other = mixed("cutmix(1)", n=8), mixed("cutmix(1)", n=8), mixed("cutmix(1)", key=1, n=8)
-    np.testing.assert_array_equal(once[0], again[0])
+    once, other = mixed("cutmix(1)"), mixed("cutmix(1)", key=1)
     assert not np.array_equal(once[0], other[0])
-    assert len({image.tobytes() for image in once[0]}) > 4
+    assert len({image.tobytes() for image in once[0][:8]}) > 4
     np.testing.assert_array_equal(mixed("cutmix(1)", n=4)[1], once[1][:4])
 
 
