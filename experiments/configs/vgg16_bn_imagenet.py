@@ -12,7 +12,7 @@ of 0.1 divided by ten after 30 and 60 of 90 epochs, weight decay of 1e-4 on all 
 starts the fully-connected layers from N(0, 0.01^2), here as the convolutions.
 
 Images are read at 256 pixels. Needs imagenet2012 prepared as array_record. Not run here at full size. `:smoke` after
-the config's name trains two steps on generated images, on any machine with 4 GB to spare.
+the config's name trains two steps on generated images, on any machine with 5 GB to spare.
 """
 
 from cnn_research.config import base_config, is_smoke, shrink

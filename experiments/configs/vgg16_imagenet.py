@@ -15,7 +15,7 @@ tests by sliding the network over the image and its mirror image, here on the ce
 
 Images are read at 256 pixels. Needs imagenet2012 prepared as array_record. Not run here at full size (the paper: two to
 three weeks on four Titan Black). `:smoke` after the config's name trains two steps on generated images, on any machine
-with 4 GB to spare.
+with 5 GB to spare.
 """
 
 from cnn_research.config import base_config, is_smoke, shrink
