@@ -12,14 +12,16 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from cnn_research.data import augment
+from cnn_research.data import augment, mix
 from cnn_research.errors import UserError, suggest
 from cnn_research.models import registry
 
 # The values that a field with a closed list may take. The code that reads the field has one branch for each.
 CHOICES = {
     "dataset.feed": ("resident",),
+    "dataset.resize": ("stretch", "crop"),
     "dataset.interpolation": ("nearest", "bilinear", "bicubic"),
+    "evaluation.crops": ("centre", "ten"),
     "optimizer.name": ("sgd", "momentum", "nesterov", "adam", "adamw"),
     "optimizer.decay": ("kernels", "all"),
     "schedule.name": ("constant", "cosine", "linear", "step", "one_cycle"),
@@ -75,19 +77,33 @@ def base_config() -> ConfigDict:
     config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
 
     config.dataset = ConfigDict()
-    config.dataset.name = "digits"  # digits | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
+    # digits | shapes, "shapes:96" of 96x96 pixels | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
+    config.dataset.name = "digits"
     config.dataset.data_dir = ""  # folder of prepared TFDS datasets; "" = TFDS_DATA_DIR or ~/tensorflow_datasets
     config.dataset.train_split = "train"  # a split or a part of one: "train[:90%]", "train[500:]"
     config.dataset.eval_split = "test"  # watched during training; the best checkpoint is chosen on it
     config.dataset.test_split = "test"  # results.json reports the final weights on it
     config.dataset.feed = "resident"  # resident = the whole set lives in device memory as uint8
     config.dataset.image_size = 0  # pixels: images are resized to this square; 0 = as they are
+    config.dataset.resize = "stretch"  # to that square: stretch | crop (shorter side to image_size, central square)
     config.dataset.interpolation = "bilinear"  # of that resize: nearest | bilinear | bicubic
     config.dataset.mean = (0.0,)  # of the pixels scaled to [0, 1], one value or one a channel; subtracted
     config.dataset.std = (1.0,)  # likewise, > 0; divided by
 
-    # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none.
-    config.augment = ""  # pad_and_crop(pixels) | flip | shift(pixels)
+    # What the network sees of an evaluation image; softmax probabilities are averaged over the views.
+    config.evaluation = ConfigDict()
+    config.evaluation.image_size = 0  # pixels: as dataset.image_size, for evaluation; 0 = dataset.image_size
+    config.evaluation.crop_size = 0  # pixels: square crops of the images; 0 = whole images
+    config.evaluation.crops = "centre"  # centre | ten (corners, centre, mirrored: Krizhevsky et al. 2012)
+    config.evaluation.flip = False  # mirrored views too
+
+    # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none. What there is:
+    # pad_and_crop(pixels), shift(pixels), random_crop(size), random_resized_crop(size), resize(size), flip,
+    # color_jitter(brightness, contrast, saturation, hue), lighting(std), cutout(size), random_erasing(probability)
+    config.augment = ""
+    # Of pairs of augmented images and their labels: mixup(alpha), cutmix(alpha), "mixup(0.2)|cutmix(1)" (each image
+    # draws one of them); "" = none. The training accuracy then counts the label of the first image of a pair.
+    config.mix = ""
 
     config.batch_size = 128  # images a step over all devices together
     config.eval_batch_size = 512  # likewise in evaluation; changes no result
@@ -127,6 +143,40 @@ def base_config() -> ConfigDict:
     # XLA's persistent compilation cache, so that the second start need not compile; "" = none.
     config.compilation_cache = "~/.cache/cnn_research/xla"
     return config.lock()
+
+
+# --------------------------------------------------------------------------------------------- smoke runs
+
+
+def is_smoke(mode: str) -> bool:
+    """Reads the mode that a config file's `get_config` is given, "smoke" in --config=file.py:smoke.
+
+    Raises:
+        UserError: it is neither "smoke" nor absent.
+    """
+    if mode not in ("", "smoke"):
+        raise UserError(f"there is no mode {mode!r} of this experiment, only 'smoke'.{suggest(mode, ['smoke'])}")
+    return mode == "smoke"
+
+
+def shrink(config: ConfigDict, image_size: int) -> ConfigDict:
+    """Makes an experiment a smoke run: two steps and an evaluation on generated images, on any machine, in seconds.
+
+    What decides which code runs stays as it is: network, augmentation, loss, optimizer, schedule, evaluation protocol.
+    Sizes in pixels are the config's own to scale, to the smallest that the network takes.
+
+    Args:
+        config: of the experiment, changed in place and returned.
+        image_size: pixels of the generated images.
+    """
+    config.dataset.name = f"shapes:{image_size}"
+    config.dataset.train_split = "train[:32]"
+    config.dataset.eval_split = config.dataset.test_split = "test[:24]"  # the last batch of two is padded
+    config.batch_size = config.eval_batch_size = 16
+    config.duration = config.eval_every = config.checkpoint.every = "2st"
+    config.log_every = "1st"
+    config.schedule.boundaries = ("1st",)
+    return config
 
 
 # ----------------------------------------------------------------------------------------------- durations
@@ -206,12 +256,28 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         known = {k: v for k, v in model_fields(config).items() if k in fields}
         attempt("model", registry.create_model, config.model.name, 10, **known)
     attempt("augment", augment.parse, config.augment)
+    attempt("mix", mix.parse, config.mix)
 
     # JAX makes a key of a seed's lower 32 bits alone: two seeds would share their initial parameters.
     require(0 <= config.seed < 2**32, "seed", "must be at least 0 and below 2**32")
     require(config.batch_size >= 1, "batch_size", "must be at least 1")
     require(config.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     require(config.dataset.image_size >= 0, "dataset.image_size", "must be at least 0 (0 = as the images are)")
+    evaluation = config.evaluation
+    require(evaluation.image_size >= 0, "evaluation.image_size", "must be at least 0 (0 = dataset.image_size)")
+    require(evaluation.crop_size >= 0, "evaluation.crop_size", "must be at least 0 (0 = whole images)")
+    side = evaluation.image_size or config.dataset.image_size
+    if side > 0:  # else the images' own size decides, which is known when the data is open
+        source = "evaluation" if evaluation.image_size else "dataset"
+        larger = f"is larger than the images, of config.{source}.image_size={side}"
+        require(evaluation.crop_size <= side, "evaluation.crop_size", larger)
+    if evaluation.crops == "ten":
+        require(
+            evaluation.crop_size > 0,
+            "evaluation.crops",
+            "needs a config.evaluation.crop_size: whole images have no corners",
+        )
+        require(not evaluation.flip, "evaluation.flip", "ten crops have their mirror images among them already")
     require(
         len(config.dataset.mean) > 0 and all(map(math.isfinite, config.dataset.mean)),
         "dataset.mean",

@@ -1,6 +1,7 @@
 """Sources of examples: `open_source(name, split)` gives random access to {"image", "label"}, whatever the dataset.
 
     digits           the 1,797 scans that scikit-learn ships: nothing to download
+    shapes           circles, squares, triangles and crosses that are drawn as they are read; "shapes:96" for 96x96
     any TFDS name    "mnist", "mnist:3.0.1", "dataset/config:1.0.0", prepared as array_record; TensorFlow isn't needed
 
 This is the only file that knows TensorFlow Datasets. It is imported lazily, because that takes half a second.
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from cnn_research.data import order
+from cnn_research.data import order, shapes
 from cnn_research.errors import UserError, suggest
 
 Example = dict[str, Any]
@@ -62,20 +63,25 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     """Opens one split of a dataset.
 
     Args:
-      name: "digits", or the name of a TFDS dataset: "mnist", "mnist:3.0.1", "dataset/config:1.0.0". Without a version
-        the newest one that is prepared is read.
+      name: "digits"; "shapes" or "shapes:96"; or the name of a TFDS dataset: "mnist", "mnist:3.0.1",
+        "dataset/config:1.0.0". Without a version the newest one that is prepared is read.
       split: a split's name and optionally a range of it in percent or examples: "train", "train[:90%]", "train[-500:]".
         Percentages are rounded to the closest example, so "train[:90%]" and "train[90%:]" neither overlap nor leave
         a gap.
       data_dir: the TFDS folder, also gs://...; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets. The digits need
-        none.
+        and the shapes need none.
 
     Raises:
       UserError: for a dataset that isn't prepared or can't be read as labelled images, an unknown split, or a range
         that is malformed, empty or reaches beyond the split.
     """
     base_split, first, last = parse_split(split)
-    source = _open_digits(base_split) if name == "digits" else _open_tfds(name, base_split, data_dir)
+    if name == "digits":
+        source = _open_digits(base_split)
+    elif shapes.is_shapes(name):
+        source = shapes.open_shapes(name, base_split)
+    else:
+        source = _open_tfds(name, base_split, data_dir)
     start, stop = split_range(split, first, last, len(source))
     if start >= stop:
         raise UserError(f"The split {split!r} of {name!r} is empty: {base_split!r} has {len(source)} examples.")

@@ -1,4 +1,4 @@
-"""Losses: (logits, labels) -> the loss of each example."""
+"""Losses: (logits, labels or probabilities) -> the loss of each example."""
 
 from collections.abc import Callable
 
@@ -16,14 +16,14 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
 
     Args:
         logits: float32[N, K].
-        labels: int32[N].
+        labels: int32[N], or probabilities float32[N, K], such as those of mixed images.
         label_smoothing: s in [0, 1).
 
     Returns:
         float32[N], in nats.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
 
 
 def create_loss(name: str, label_smoothing: float) -> Loss:

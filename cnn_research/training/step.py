@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cnn_research.data import augment
+from cnn_research.data import augment, mix, views
 from cnn_research.training import metrics
 from cnn_research.training.losses import Loss, softmax_cross_entropy
 from cnn_research.training.state import TrainState
@@ -38,6 +38,7 @@ def train_step(
     *,
     gather: Callable[[Any, Batch], Batch],
     augmentation: augment.Augmentation,
+    mixing: mix.Mix | None = None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     model: nn.Module,
@@ -57,6 +58,7 @@ def train_step(
             device, so nothing here depends on what ran before.
         gather: the feed's; pure.
         augmentation: of the uint8 images.
+        mixing: of pairs of normalised images, each with the one before it in the global batch; None for none.
         mean, std: of `normalise`.
         model, loss, optimizer, schedule: of the run.
         auxiliary_weight: of the loss of each auxiliary head (logits that the model sows into "auxiliary").
@@ -69,15 +71,20 @@ def train_step(
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), jax.lax.axis_index(axis_name))
     batch = gather(arrays, batch)
     images = augment.apply(augmentation, augment_key, batch["position"], batch["image"])
-    images = normalise(images, mean, std)
+    images, targets = normalise(images, mean, std), batch["label"]
+    if mixing is not None:
+        targets = jax.nn.one_hot(targets, model.num_classes, dtype=jnp.float32)
+        partners = _ones_before((images, targets), axis_name)
+        mix_key = jax.random.fold_in(key, 2)  # the two of `split` are folds of 0 and 1
+        images, targets = mix.apply(mixing, mix_key, batch["position"], images, targets, partners)
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         rngs = {"dropout": dropout_key}
         logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats", "auxiliary"], rngs=rngs)
-        losses = loss(logits, batch["label"])
+        losses = loss(logits, targets)
         heads = jax.tree.leaves(updates.get("auxiliary", {}))
-        auxiliary = sum(jnp.mean(loss(head, batch["label"])) for head in heads)
+        auxiliary = sum(jnp.mean(loss(head, targets)) for head in heads)
         # The heads pull on the gradient alone; what is logged is the loss of the network that will be used.
         return jnp.mean(losses) + auxiliary_weight * auxiliary, (logits, losses, updates.get("batch_stats", {}))
 
@@ -98,6 +105,17 @@ def train_step(
     return new_state, sums | {"learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
 
 
+def _ones_before(tree: Any, axis_name: str) -> Any:
+    """Shifts the global batch by one: [b, ...] -> [b, ...], of which the first is the last of the device before."""
+    devices = jax.lax.psum(1, axis_name)
+    to_next = [(device, (device + 1) % devices) for device in range(devices)]
+
+    def shift(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([jax.lax.ppermute(x[-1:], axis_name, to_next), x[:-1]])
+
+    return jax.tree.map(shift, tree)
+
+
 def eval_step(
     variables: Any,
     arrays: Any,
@@ -108,6 +126,7 @@ def eval_step(
     std: tuple[float, ...],
     model: nn.Module,
     axis_name: str,
+    make_views: Callable[[jax.Array], jax.Array] = views.make_views,
 ) -> dict[str, jax.Array]:
     """Evaluates one device's share of a global batch.
 
@@ -115,12 +134,20 @@ def eval_step(
         variables: {"params", "batch_stats"}; the running statistics are used and nothing is changed.
         arrays, gather, mean, std, model, axis_name: as in `train_step`.
         batch: what `gather` turns into {"image", "label", "mask": bool[b]}.
+        make_views: uint8[N, H, W, C] -> [V, N, h, w, C], of which the predictions are averaged (`data.views`).
 
     Returns:
         The global batch's metric sums. The loss is the cross-entropy, whatever the training loss was, so that
         evaluations of different recipes can be compared.
     """
     batch = gather(arrays, batch)
-    logits = model.apply(variables, normalise(batch["image"], mean, std), train=False)
+
+    def predict(images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalise(images, mean, std), train=False)
+
+    images = make_views(batch["image"])
+    # One view after the other: together, ten crops would need ten times the memory, or one time to compile for each.
+    # A loop makes convolutions slow on a CPU, but not much unless they are differentiated.
+    logits = views.average(predict(images[0])[None] if len(images) == 1 else jax.lax.map(predict, images))
     losses = softmax_cross_entropy(logits, batch["label"])
     return jax.lax.psum(metrics.batch_sums(logits, batch["label"], losses, batch["mask"]), axis_name)

@@ -98,6 +98,17 @@ def test_large_images(photographs):
         np.testing.assert_array_equal(image, np.asarray(splits["large"][label]["image"]))
 
 
+def test_crops_the_central_square(photographs):
+    data_dir, splits = photographs
+    feed = ResidentFeed(open_source("photographs", "mixed", data_dir), image_size=5, how="crop")
+    assert feed.image_shape == (5, 5, 3)
+    # 5x7 stays as it is; 9x6 becomes int(5 * 9 / 6) = 7 high; 8x8 becomes 5x5.
+    for label, (width, height), (left, top) in [(0, (7, 5), (1, 0)), (1, (5, 7), (0, 1)), (2, (5, 5), (0, 0))]:
+        (image,) = feed.arrays["image"][feed.arrays["label"] == label]
+        expected = splits["mixed"][label]["image"].resize((width, height), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image, np.asarray(expected)[top : top + 5, left : left + 5])
+
+
 @pytest.mark.parametrize("batch_size", [1, 64, 100, 360, 800])
 def test_train_batches_are_the_stream(feed, batch_size):
     for step in (0, 1, 7, 10**6):

@@ -56,3 +56,10 @@ def test_create_loss_passes_the_smoothing_on():
     logits, labels = RNG.normal(size=(4, 3)).astype(np.float32), np.array([0, 1, 2, 0], np.int32)
     loss = create_loss("softmax_cross_entropy", 0.25)
     np.testing.assert_allclose(loss(logits, labels), expected(logits, labels, 0.25), rtol=1e-5)
+
+
+def test_probabilities_in_place_of_labels():
+    logits = RNG.normal(size=(4, 3)).astype(np.float32)
+    halves = np.array([[0.5, 0.5, 0.0]] * 4, np.float32)
+    both = [expected(logits, np.full(4, label), 0.2) for label in (0, 1)]
+    np.testing.assert_allclose(softmax_cross_entropy(logits, halves, 0.2), np.mean(both, axis=0), rtol=1e-5)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from cnn_research.data import augment
+from cnn_research.data import augment, mix, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.models import registry
 from cnn_research.training import parallel
@@ -43,7 +43,7 @@ def convnet(axis_name=parallel.AXIS, **fields):
 class Run:
     """A network with its compiled step, on all devices or, as the reference, on one without pmap."""
 
-    def __init__(self, model, *, augmentation="", smoothing=0.0):
+    def __init__(self, model, *, augmentation="", mixing="", smoothing=0.0):
         schedule = create_schedule("linear", 0.5, total_steps=10, warmup_steps=0)
         optimizer = optax.sgd(schedule, momentum=0.9)
         self.initial = create_state(model, optimizer, seed=3, image_shape=SHAPE)
@@ -51,6 +51,7 @@ class Run:
             train_step,
             gather=ResidentFeed.gather,
             augmentation=augment.parse(augmentation),
+            mixing=mix.parse(mixing),
             mean=MEAN,
             std=STD,
             model=model,
@@ -299,9 +300,9 @@ def test_bfloat16_keeps_what_is_kept_in_float32(normalised):
 # ------------------------------------------------------------------------------------------------- eval_step
 
 
-def evaluate(model, variables, batch):
+def evaluate(model, variables, batch, **kwargs):
     step = functools.partial(
-        eval_step, gather=ResidentFeed.gather, mean=MEAN, std=STD, model=model, axis_name=parallel.AXIS
+        eval_step, gather=ResidentFeed.gather, mean=MEAN, std=STD, model=model, axis_name=parallel.AXIS, **kwargs
     )
     on_devices = parallel.replicate(variables)
     sums = parallel.pmap_step(step, donate_state=False)(on_devices, parallel.replicate(ARRAYS), parallel.shard(batch))
@@ -329,8 +330,56 @@ def test_eval_step_counts_what_the_mask_lets_through():
     assert sums["count"] == mask.sum() == sums["top5"]
 
 
+@pytest.mark.parametrize("crop_size", [0, 4])
+def test_eval_step_averages_the_probabilities_of_the_views(crop_size):
+    """Four corners, the centre and their mirror images, each normalised and predicted by NumPy; or the whole image."""
+    model, ten = linear(), {"crop_size": 4, "crops": "ten"} if crop_size else {"flip": True}
+    shape = (crop_size, crop_size, 1) if crop_size else SHAPE
+    variables = jax.tree.map(np.asarray, create_state(model, optax.sgd(0.1), 0, shape).variables)
+    variables["params"]["output"]["kernel"] = 8 * variables["params"]["output"]["kernel"]  # views that disagree
+    batch = {"index": np.arange(BATCH, dtype=np.int32), "mask": np.ones(BATCH, bool)}
+    sums = evaluate(model, variables, batch, make_views=functools.partial(views.make_views, **ten))
+
+    images, labels = ARRAYS["image"][:BATCH], ARRAYS["label"][:BATCH]
+    size = shape[0]
+    places = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)] if crop_size else [(0, 0)]
+    crops = [images[:, top : top + size, left : left + size] for top, left in places]
+    probabilities = []
+    for view in [*crops, *(crop[:, :, ::-1] for crop in crops)]:
+        x = ((view.astype(np.float64) / 255 - MEAN[0]) / STD[0]).reshape(BATCH, -1)
+        logits = x @ variables["params"]["output"]["kernel"] + variables["params"]["output"]["bias"]
+        probabilities.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    mean = np.mean(probabilities, axis=0)
+    np.testing.assert_allclose(sums["loss"], -np.log(mean[np.arange(BATCH), labels]).sum(), rtol=1e-5)
+    assert sums["accuracy"] == (mean.argmax(-1) == labels).sum() and sums["count"] == BATCH
+    mean_of_logs = np.mean(np.log(probabilities), axis=0)
+    assert abs(-mean_of_logs[np.arange(BATCH), labels].sum() / sums["loss"] - 1) > 0.01, "a mean that can be told apart"
+
+
 def test_eval_step_of_nothing_but_padding():
     model = linear()
     variables = jax.tree.map(np.asarray, create_state(model, optax.sgd(0.1), 0, SHAPE).variables)
     batch = {"index": np.zeros(DEVICES, np.int32), "mask": np.zeros(DEVICES, bool)}
     assert evaluate(model, variables, batch) == {"loss": 0, "accuracy": 0, "top5": 0, "count": 0}
+
+
+def test_mixing_pairs_each_image_with_the_one_before_it_on_any_number_of_devices():
+    """With mixup, a linear network's logits are those of the mixed images; the weights are read off the mix itself."""
+    run = Run(linear(), mixing="mixup(1)")
+    batch = train_batch()
+    (state, sums), (expected, expected_sums) = run.devices(batch), run.one(batch)
+    for a, b in zip(jax.tree.leaves(first(state)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(sums["loss"], expected_sums["loss"], rtol=1e-5)
+
+    key = jax.random.fold_in(jax.random.key(0), 2)
+    share = np.array(
+        [jax.random.beta(jax.random.fold_in(key, position), 1.0, 1.0) for position in batch["position"]], np.float64
+    )[:, None]
+    images = np.asarray(normalise(ARRAYS["image"][batch["index"]], MEAN, STD), np.float64).reshape(BATCH, -1)
+    targets = np.eye(CLASSES)[ARRAYS["label"][batch["index"]]]
+    images, targets = (share * x + (1 - share) * np.roll(x, 1, axis=0) for x in (images, targets))
+    layer = jax.tree.map(lambda x: np.asarray(x, np.float64), run.initial.params["output"])
+    logits = images @ layer["kernel"] + layer["bias"]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(sums["loss"], -(targets * log_p).sum(), rtol=1e-5)
