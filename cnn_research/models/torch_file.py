@@ -14,6 +14,7 @@ The tar files of PyTorch 0.1 are refused.
 
 import io
 import math
+import mmap
 import os
 import zipfile
 from collections.abc import Callable
@@ -69,7 +70,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             tensors = _read(file)
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+        # Names in a hostile file may be of any length.
+        raise ValueError(f"{os.fspath(path)}: {str(error)[:500]}") from error
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -83,7 +85,9 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     if head.startswith(b"PK\x03\x04"):
         return _read_zip(file, size)
     if head.startswith(b"\x80") and _MAGIC_PICKLED in head[:32]:  # after the pickle protocol and, from 4 on, a length
-        return _read_legacy(file, size)
+        # In a file, unlike here, to read more than there is takes as much memory as was asked for.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _read_legacy(mapped)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return _read_safetensors(file)
     if head[257:262] == b"ustar":
@@ -97,46 +101,44 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
 def _read_zip(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
-
-            def read(name: str) -> bytes:
-                info = archive.getinfo(name)
-                # PyTorch never compresses, and what is stored as it is can't be larger than the file.
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                    raise ValueError(f"{name!r} in the zip archive is compressed, or larger than the file")
-                return archive.read(info)
-
+            entries = archive.infolist()
+            # PyTorch never compresses, and what is stored as it is can't be larger than the file.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not stored or sum(entry.file_size for entry in entries) > size:
+                raise ValueError("a zip archive, but not PyTorch's: compressed, or larger than the file")
             names = archive.namelist()
             roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
             if len(roots) != 1:
                 raise ValueError("a zip archive, but without PyTorch's data.pkl")
             root = roots[0]
-            little = f"{root}/byteorder" not in names or read(f"{root}/byteorder") == b"little"
-            content = unpickle(io.BytesIO(read(f"{root}/data.pkl")), {})
-            return _arrays(content, little, lambda storage: read(f"{root}/data/{storage.key}"))
-    except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError) as error:
-        # RuntimeError: the archive is encrypted, or uses what else zip offers and PyTorch doesn't.
+            little = f"{root}/byteorder" not in names or archive.read(f"{root}/byteorder") == b"little"
+            content = unpickle(io.BytesIO(archive.read(f"{root}/data.pkl")), {})
+            return _arrays(content, little, lambda storage: archive.read(f"{root}/data/{storage.key}"))
+    except (zipfile.BadZipFile, OSError, KeyError, RuntimeError, EOFError) as error:
+        # OSError: positions that can't be. RuntimeError: encrypted, or what else zip offers and PyTorch doesn't use.
         raise ValueError(f"a zip archive, but damaged or incomplete: {error}") from error
 
 
-def _read_legacy(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
+def _read_legacy(file: mmap.mmap) -> dict[str, np.ndarray]:
     storages: dict[str, Storage] = {}
     _, version, machine, content, keys = (unpickle(file, storages) for _ in range(5))
     if version != _LEGACY_VERSION or not isinstance(machine, dict) or not isinstance(keys, list):
-        raise ValueError(f"PyTorch's old format, but damaged or of version {version!r} instead of {_LEGACY_VERSION}")
+        raise ValueError(f"PyTorch's old format, but damaged, or of another version than {_LEGACY_VERSION}")
     little = bool(machine.get("little_endian", True))
     starts = {}
     for key in keys:
-        if key not in storages:
-            raise ValueError(f"storage {key!r} belongs to no tensor")
-        file.read(8)  # the number of elements, which the pickle says too
-        starts[key] = file.tell()
-        file.seek(storages[key].nbytes, os.SEEK_CUR)
+        if type(key) is not str or key not in storages:
+            raise ValueError("damaged: a storage belongs to no tensor")
+        starts[key] = file.tell() + 8  # after the number of elements, which the pickle says too
+        if starts[key] + storages[key].nbytes > len(file):
+            raise ValueError(f"incomplete: it ends before storage {key!r} does")
+        file.seek(starts[key] + storages[key].nbytes)
 
     def read(storage: Storage) -> bytes:
         if storage.key not in starts:
-            raise ValueError(f"storage {storage.key!r} is missing")
-        start = file.seek(starts[storage.key])
-        return file.read(min(storage.nbytes, max(0, size - start)))
+            raise ValueError(f"damaged: storage {storage.key!r} is missing")
+        file.seek(starts[storage.key])
+        return file.read(storage.nbytes)
 
     return _arrays(content, little, read)
 
@@ -185,7 +187,7 @@ def _arrays(content: object, little: bool, read: Callable[[Storage], bytes]) -> 
         if storage not in cache:
             data = read(storage)
             if len(data) < storage.nbytes:
-                raise ValueError(f"storage {storage.key!r} has {len(data)} of its {storage.nbytes} bytes")
+                raise ValueError(f"damaged: storage {storage.key!r} has {len(data)} of its {storage.nbytes} bytes")
             cache[storage] = _values(data[: storage.nbytes], storage.kind, little)
         arrays[name] = _view(name, tensor, cache[storage])
     return arrays

@@ -6,10 +6,12 @@ state_dict consists are carried out on plain lists, dicts and records. Functions
 up: the names themselves are compared with the short list of those that PyTorch writes (torch/_utils.py).
 """
 
+import io
+import mmap
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +71,7 @@ def _ordered_dict(pairs: Any = ()) -> dict:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
     """The arguments of PyTorch's _rebuild_tensor, and of _rebuild_tensor_v2: requires_grad, hooks and metadata."""
     counts = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(map(_is_count, counts)):
+    if not isinstance(storage, Storage) or not len(shape) == len(strides) <= 32 or not all(map(_is_count, counts)):
         raise ValueError("damaged: a tensor has no storage, or no sizes")
     if rest[2:] and rest[2]:
         raise ValueError("a tensor is marked as conjugate or negative")
@@ -92,7 +94,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _set_item(target: Any, key: Any, value: Any) -> None:
@@ -103,6 +105,8 @@ def _set_item(target: Any, key: Any, value: Any) -> None:
 
 
 def _global(module: Any, name: Any) -> _Global:
+    if type(module) is not str or type(name) is not str:
+        raise ValueError("damaged: a Python object without a name")
     full_name = f"{module}.{name}"
     if full_name not in _FUNCTIONS and full_name not in STORAGES:
         raise ValueError(
@@ -139,7 +143,7 @@ _NEW: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def unpickle(file: BinaryIO, storages: dict[str, Storage]) -> Any:
+def unpickle(file: io.BytesIO | mmap.mmap, storages: dict[str, Storage]) -> Any:
     """Reads one pickle from `file`, up to its last instruction; adds the storages that it names to `storages`.
 
     Raises:
