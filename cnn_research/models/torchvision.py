@@ -193,12 +193,12 @@ class _Target:
         return self.shape[::-1]
 
     def to_flax(self, array: np.ndarray, flattened: Mapping[str, int]) -> np.ndarray:
-        """Of torch_shape -> float32 of shape."""
+        """Of torch_shape -> float32 of shape, a copy: PyTorch changes its own in place."""
         if len(self.shape) == 2 and self.layer in flattened:
             size = flattened[self.layer]
             array = array.reshape(len(array), -1, size, size)
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        return np.ascontiguousarray(array.reshape(self.shape), np.float32)
+        return np.array(array.reshape(self.shape), np.float32, order="C")
 
 
 def import_weights(
