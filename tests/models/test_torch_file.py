@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from cnn_research.models.torch_file import read_state_dict
+from cnn_research.models.torch_pickle import unpickle
 
 # -- pickles, protocol 2
 
@@ -96,7 +97,9 @@ MAGIC = 0x1950A86A20F9469CFC6C
 def write_legacy(path, content, storages, *, version=1001, little_endian=True, itemsize=4):
     machine = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"int": 4}}
     parts = [pickled(MAGIC), pickled(version), pickled(machine)]
-    parts += [content if isinstance(content, bytes) else pickled(content), pickled(list(storages))]
+    # A reference to a storage has a sixth part here, which says that it is not a view of another.
+    parts.append(content if isinstance(content, bytes) else pickled(content).replace(b"tQ", b"NtQ"))
+    parts.append(pickled(list(storages)))
     order = "<" if little_endian else ">"
     parts += [struct.pack(order + "q", len(data) // itemsize) + data for data in storages.values()]
     path.write_bytes(b"".join(parts))
@@ -179,7 +182,7 @@ def test_a_zip_file_without_a_byte_order_is_little_endian(tmp_path):
 
 
 PARAMETER = name("torch.nn.parameter", "Parameter")
-DATA = call(name("torch._utils", "_rebuild_tensor"), storage("0", 6, "FloatStorage", None), 0, (2, 3), (3, 1))
+DATA = call(name("torch._utils", "_rebuild_tensor"), storage("0", 6), 0, (2, 3), (3, 1))
 W = tensor(storage("0", 6), (2, 3), (3, 1))
 
 
@@ -202,6 +205,18 @@ def test_ways_to_keep_a_state_dict(write, content):
     read = read_state_dict(write(content, {"0": SIX.tobytes()}))
     assert list(read) == ["weight"]
     np.testing.assert_array_equal(read["weight"], SIX.reshape(2, 3))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_values_are_what_pickle_makes_of_them(protocol):
+    shared = [1, -1, 255, 256, 65536, -(2**31), 2**31, 2**63 - 1, 2**200, -(2**2100), 0.1, "ü" * 300, "", True, False]
+    value = {"a": shared, "b": {1: (), 2: (1,), 3: (1, 2), 4: (1, 2, 3), 5: (1, 2, 3, 4)}, "c": [shared, [], {}, None]}
+    if protocol > 2:  # protocol 2 pickles bytes as a call of codecs.encode
+        value["d"] = [b"bytes", bytes(300)]
+    value["many"] = {f"key {i}": [i] for i in range(1500)}  # more than the pickler puts into one batch
+    read = unpickle(io.BytesIO(pickle.dumps(value, protocol)), {})
+    assert read == value
+    assert read["a"] is read["c"][0]
 
 
 def test_only_a_prefix_of_all_names_is_removed(tmp_path):
