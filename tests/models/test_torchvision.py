@@ -3,6 +3,8 @@
 tests/parity compares logits with torchvision's own networks.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from cnn_research.models import alexnet, vgg
-from cnn_research.models.registry import create_model, init_variables, list_models
+from cnn_research.models.registry import create_model, list_models
 from cnn_research.models.torch_file import read_state_dict
 from cnn_research.models.torchvision import import_weights, importable_models
 
@@ -199,7 +201,12 @@ def few_units(monkeypatch):
 
 
 def shapes(name, num_classes=1000, channels=3, **fields):
-    model = create_model(name, num_classes, **fields)
+    return _shapes(name, num_classes, channels, tuple(fields.items()), (alexnet.UNITS, vgg.UNITS))
+
+
+@functools.cache
+def _shapes(name, num_classes, channels, fields, units):
+    model = create_model(name, num_classes, **dict(fields))
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32))
 
 
@@ -387,7 +394,8 @@ def test_from_a_file_to_logits(tmp_path):
     model = create_model("resnet18", 10)
     variables, report = import_weights("resnet18", read_state_dict(path), shapes("resnet18", 10))
     assert len(report.loaded) == 102
-    logits = model.apply(variables, np.ones((2, 32, 32, 3), np.float32))
+    forward = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
+    logits = forward(variables, np.ones((2, 32, 32, 3), np.float32))
     assert logits.shape == (2, 10) and bool(jnp.isfinite(logits).all())
 
 
@@ -417,17 +425,9 @@ def test_another_number_of_classes_drops_the_head(name, dropped, few_units):
     assert str(report).startswith(f"{len(report.loaded)} tensors loaded; dropped: {dropped[0]}, ")
     kept = [value for value in jax.tree.leaves(variables) if (value == -7.0).all()]
     assert len(kept) == len(dropped)
+    assert all((value == -7.0).all() for value in jax.tree.leaves(initial))
     with pytest.raises(ValueError, match="initial values"):
         import_weights(name, state_dict, targets)
-
-
-def test_the_head_keeps_its_initial_values():
-    model = create_model("resnet18", 10)
-    initial = init_variables(model, jax.random.key(0), (32, 32, 3))
-    variables, _ = import_weights("resnet18", numbered(resnet_tensors((2, 2, 2, 2), False, 1000)), initial)
-    np.testing.assert_array_equal(leaf(variables, "params/output/kernel"), leaf(initial, "params/output/kernel"))
-    assert (leaf(variables, "params/conv1/kernel") == 0).all()  # the first of the file's tensors
-    assert (leaf(initial, "params/conv1/kernel") != 0).any()
 
 
 def test_googlenets_heads_may_be_missing_on_either_side():
@@ -542,5 +542,5 @@ def test_networks_that_torchvision_lacks(name):
 
 
 def test_an_unknown_name_is_the_registrys_error():
-    with pytest.raises(ValueError, match="did you mean 'resnet50'"):
+    with pytest.raises(ValueError, match="no model is named 'resnet5O' .did you mean"):
         import_weights("resnet5O", {}, {})
