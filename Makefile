@@ -11,6 +11,11 @@ PYTHONS := 3.13 3.12 3.11
 # The oldest dependencies want the oldest Python: not every one of them need have wheels for the newest.
 OLDEST_PYTHON ?=
 OLDEST_PYTHONS := 3.11 3.12 3.13
+# PyTorch's CPU build may exist for one Python only, and its other builds bring gigabytes.
+PARITY_PYTHON ?=
+PARITY_PYTHONS := 3.11 3.12 3.13
+# The torchvision that belongs to the torch of the parity extra. Without its dependencies: they would ask for a torch of their own.
+TORCHVISION = torchvision==0.28.0
 # Appended to the command line of the training script or of pytest.
 ARGS =
 # What the other test targets run stays out.
@@ -46,7 +51,7 @@ if [ "$$(cat "$$environment/made-in" 2>/dev/null)" != "$(CURDIR)" ] || ! "$$envi
   if ! python=$$(find_python); then
     echo "No usable Python$${chosen:+: $$chosen is not one}. cnn-research needs Python 3.11, 3.12 or 3.13 with its venv, ensurepip and ssl modules." >&2
     echo "Install one, for example: apt install python3.12-venv, brew install python@3.13, or pyenv install 3.13." >&2
-    echo "Or say where yours is: PYTHON=path/to/python (OLDEST_PYTHON=... for test-oldest)." >&2
+    echo "Or say where yours is: PYTHON=path/to/python (OLDEST_PYTHON=... for test-oldest, PARITY_PYTHON=... for test-parity)." >&2
     exit 1
   fi
   echo "Making $$environment with $$("$$python" --version) (1 GB on disk, up to 300 MB of it downloaded; about a minute on a fast connection)."
@@ -72,6 +77,9 @@ endif
 ifneq ($(call usable,.venv-oldest),yes)
 .venv-oldest/dev: FORCE
 endif
+ifneq ($(call usable,.venv-parity),yes)
+.venv-parity/dev: FORCE
+endif
 
 # The stamps come last, so an interrupted installation is taken up again.
 .venv/core: pyproject.toml
@@ -85,6 +93,11 @@ endif
 
 .venv-oldest/dev: pyproject.toml constraints/oldest.txt
 	@sh -c "$$INSTALL" install .venv-oldest "$(OLDEST_PYTHON)" "$(OLDEST_PYTHONS)" -e '.[dev]' -c constraints/oldest.txt
+	@touch $@
+
+.venv-parity/dev: pyproject.toml
+	@sh -c "$$INSTALL" install .venv-parity "$(PARITY_PYTHON)" "$(PARITY_PYTHONS)" -e '.[dev,parity]'
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(TORCHVISION)
 	@touch $@
 
 .PHONY: help train test test-zoo test-smoke test-full test-parity lint format test-oldest clean FORCE
@@ -119,6 +132,9 @@ format: .venv/dev ## format the code and apply the fixes that are safe
 test-oldest: .venv-oldest/dev ## run the tests with the oldest supported versions of everything
 	.venv-oldest/bin/python -m pytest -q -m "$(QUICK)" $(ARGS)
 
+test-parity: .venv-parity/dev ## compare the networks with torchvision's, weights and logits
+	.venv-parity/bin/python -m pytest -q -m parity $(ARGS)
+
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
