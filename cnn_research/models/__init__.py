@@ -7,5 +7,5 @@ With `train=True` normalisation layers use the batch's own statistics (pass `mut
 from the rng stream "dropout". Auxiliary heads, where a network has them, `sow` their logits into the collection
 "auxiliary", with `train=True` only and if it is among `mutable`.
 
-Start at `registry.create_model`; this package imports jax, flax, numpy and nothing else of cnn_research.
+Start at `registry.create_model`; this package imports jax, flax, numpy, safetensors and nothing else of cnn_research.
 """

@@ -4,7 +4,7 @@
     variables = init_variables(model, jax.random.key(0), image_shape=(224, 224, 3))
     state_dict = read_state_dict("resnet50-0676ba61.pth")                        # of torch_file.py
     variables, report = import_weights("resnet50", state_dict, variables)
-    print(report)              # 318 tensors loaded; dropped: fc.weight, fc.bias (another number of classes)
+    print(report)              # 265 tensors loaded; dropped: fc.weight, fc.bias (another number of classes)
 
 The same weights give the same logits for the same images. What images the weights were trained on, the file doesn't
 say: torchvision's and most of timm's expect RGB in [0, 1] less the ImageNet mean, by its standard deviation, (0.485,
