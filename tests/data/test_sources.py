@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_research.data.sources import open_source, parse_split, split_range
+from cnn_research.data.sources import open_source
+from cnn_research.data.splits import parse_split, split_range
 from cnn_research.errors import UserError, suggest
 
 
