@@ -19,7 +19,9 @@ from cnn_research.models import registry
 # The values that a field with a closed list may take. The code that reads the field has one branch for each.
 CHOICES = {
     "dataset.feed": ("resident",),
+    "dataset.resize": ("stretch", "crop"),
     "dataset.interpolation": ("nearest", "bilinear", "bicubic"),
+    "evaluation.crops": ("centre", "ten"),
     "optimizer.name": ("sgd", "momentum", "nesterov", "adam", "adamw"),
     "optimizer.decay": ("kernels", "all"),
     "schedule.name": ("constant", "cosine", "linear", "step", "one_cycle"),
@@ -75,16 +77,25 @@ def base_config() -> ConfigDict:
     config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
 
     config.dataset = ConfigDict()
-    config.dataset.name = "digits"  # digits | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
+    # digits | shapes, "shapes:96" of 96x96 pixels | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
+    config.dataset.name = "digits"
     config.dataset.data_dir = ""  # folder of prepared TFDS datasets; "" = TFDS_DATA_DIR or ~/tensorflow_datasets
     config.dataset.train_split = "train"  # a split or a part of one: "train[:90%]", "train[500:]"
     config.dataset.eval_split = "test"  # watched during training; the best checkpoint is chosen on it
     config.dataset.test_split = "test"  # results.json reports the final weights on it
     config.dataset.feed = "resident"  # resident = the whole set lives in device memory as uint8
     config.dataset.image_size = 0  # pixels: images are resized to this square; 0 = as they are
+    config.dataset.resize = "stretch"  # to that square: stretch | crop (shorter side to image_size, central square)
     config.dataset.interpolation = "bilinear"  # of that resize: nearest | bilinear | bicubic
     config.dataset.mean = (0.0,)  # of the pixels scaled to [0, 1], one value or one a channel; subtracted
     config.dataset.std = (1.0,)  # likewise, > 0; divided by
+
+    # What the network sees of an evaluation image; softmax probabilities are averaged over the views.
+    config.evaluation = ConfigDict()
+    config.evaluation.image_size = 0  # pixels: as dataset.image_size, for evaluation; 0 = dataset.image_size
+    config.evaluation.crop_size = 0  # pixels: square crops of the images; 0 = whole images
+    config.evaluation.crops = "centre"  # centre | ten (corners, centre, mirrored: Krizhevsky et al. 2012)
+    config.evaluation.flip = False  # mirrored views too
 
     # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none.
     config.augment = ""  # pad_and_crop(pixels) | flip | shift(pixels)
@@ -212,6 +223,21 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     require(config.batch_size >= 1, "batch_size", "must be at least 1")
     require(config.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     require(config.dataset.image_size >= 0, "dataset.image_size", "must be at least 0 (0 = as the images are)")
+    evaluation = config.evaluation
+    require(evaluation.image_size >= 0, "evaluation.image_size", "must be at least 0 (0 = dataset.image_size)")
+    require(evaluation.crop_size >= 0, "evaluation.crop_size", "must be at least 0 (0 = whole images)")
+    side = evaluation.image_size or config.dataset.image_size
+    if side > 0:  # else the images' own size decides, which is known when the data is open
+        source = "evaluation" if evaluation.image_size else "dataset"
+        larger = f"is larger than the images, of config.{source}.image_size={side}"
+        require(evaluation.crop_size <= side, "evaluation.crop_size", larger)
+    if evaluation.crops == "ten":
+        require(
+            evaluation.crop_size > 0,
+            "evaluation.crops",
+            "needs a config.evaluation.crop_size: whole images have no corners",
+        )
+        require(not evaluation.flip, "evaluation.flip", "ten crops have their mirror images among them already")
     require(
         len(config.dataset.mean) > 0 and all(map(math.isfinite, config.dataset.mean)),
         "dataset.mean",

@@ -12,7 +12,8 @@ import pytest
 
 from cnn_research import config as configs
 from cnn_research.config import CHOICES, RESUMABLE, base_config, differences, from_json, to_json, to_steps, validate
-from cnn_research.data.resident import INTERPOLATIONS, ResidentFeed
+from cnn_research.data import resize, views
+from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
 from cnn_research.models import layers, registry, resnet
@@ -114,6 +115,12 @@ BAD = [
     ("dataset.feed", "ressident", "resident"),
     ("dataset.interpolation", "cubic", "bicubic"),
     ("dataset.image_size", -1, "at least 0"),
+    ("dataset.resize", "centre", "crop"),
+    ("evaluation.image_size", -1, "at least 0"),
+    ("evaluation.crop_size", -1, "at least 0"),
+    ("evaluation.crops", "five", "ten"),
+    ("evaluation.crops", "ten", "evaluation.crop_size"),
+    ("evaluation.flip", None, "must be set"),
     ("dataset.mean", (), "one value"),
     ("dataset.mean", (float("nan"),), "one value"),
     ("dataset.mean", (0.5, float("inf"), 0.5), "one value"),
@@ -211,6 +218,33 @@ def test_one_cycle_needs_a_rise():
 
 
 @pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dataset__image_size": 40, "evaluation__crop_size": 41}, "crop_size=41: is larger .*dataset.image_size=40"),
+        ({"evaluation__image_size": 40, "evaluation__crop_size": 41}, "crop_size=41: .*evaluation.image_size=40"),
+        (
+            {"dataset__image_size": 48, "evaluation__image_size": 40, "evaluation__crop_size": 44},
+            "crop_size=44: .*evaluation.image_size=40",
+        ),
+        (
+            {"evaluation__crop_size": 28, "evaluation__crops": "ten", "evaluation__flip": True},
+            "flip=True: ten crops have their mirror images",
+        ),
+        ({"dataset__image_size": 40, "evaluation__crop_size": 40}, None),
+        ({"dataset__image_size": 40, "evaluation__image_size": 48, "evaluation__crop_size": 44}, None),
+        ({"evaluation__crop_size": 28, "evaluation__crops": "ten"}, None),
+        ({"evaluation__flip": True}, None),
+    ],
+    ids=str,
+)
+def test_evaluation_protocols(fields, expected):
+    if expected is None:
+        return validate(changed(**fields))
+    (line,) = problems(changed(**fields))
+    assert re.match(f"config.evaluation.{expected}", line)
+
+
+@pytest.mark.parametrize(
     ("batch_size", "devices", "nearest"),
     [(100, 8, "96 or 104"), (7, 8, "; 8 can"), (9, 8, "8 or 16"), (1, 2, "; 2 can")],
 )
@@ -231,6 +265,14 @@ def digits():
 
 def use_interpolation(value, digits, tmp_path):
     assert ResidentFeed(digits, image_size=9, interpolation=value).image_shape == (9, 9, 1)
+
+
+def use_resize(value, digits, tmp_path):
+    assert ResidentFeed(digits, image_size=9, how=value).image_shape == (9, 9, 1)
+
+
+def use_crops(value, digits, tmp_path):
+    assert len(views.make_views(np.zeros((1, 8, 8, 1), np.uint8), crop_size=6, crops=value)) in (1, 10)
 
 
 def use_optimizer(value, digits, tmp_path):
@@ -275,6 +317,8 @@ def use_best_metric(value, digits, tmp_path):
 READERS = {
     "dataset.feed": lambda *args: use_experiment(*args, "dataset.feed"),
     "dataset.interpolation": use_interpolation,
+    "dataset.resize": use_resize,
+    "evaluation.crops": use_crops,
     "optimizer.name": use_optimizer,
     "optimizer.decay": use_decay,
     "schedule.name": use_schedule,
@@ -291,7 +335,8 @@ def test_every_choice_is_accepted_by_the_code_that_reads_it(field, value, digits
 
 
 def test_choices_are_all_that_the_code_knows():
-    assert set(CHOICES["dataset.interpolation"]) == set(INTERPOLATIONS)
+    assert set(CHOICES["dataset.interpolation"]) == set(resize.INTERPOLATIONS)
+    assert CHOICES["dataset.resize"] == resize.HOW and CHOICES["evaluation.crops"] == views.CROPS
     assert set(CHOICES["checkpoint.best_metric"]) == set(metrics.NAMES)
 
 
@@ -430,7 +475,7 @@ def test_differences_see_every_other_field():
         if field in RESUMABLE:
             continue
         config = base_config()
-        new = {int: 999, float: 0.123, str: "other", tuple: (0.7,)}.get(type(value))
+        new = {int: 999, float: 0.123, str: "other", tuple: (0.7,), bool: not value}.get(type(value))
         if field == "schedule.boundaries":
             new = ("1st",)
         if value is None:

@@ -5,7 +5,11 @@ import json
 from absl import flags
 
 from cnn_research.commands import launch
+from cnn_research.config import CHOICES
 from cnn_research.training import loop
+
+_PROTOCOL = ("image_size", "crop_size", "crops", "flip")
+_INSTEAD = "Instead of the run's own"
 
 
 def run() -> None:
@@ -14,11 +18,16 @@ def run() -> None:
     flags.DEFINE_string("split", "", 'Such as "train" or "test[:50%]"; by default the run\'s own test split.')
     flags.DEFINE_enum("checkpoint", "latest", ("latest", "best"), "Which checkpoint.")
     flags.DEFINE_string("data_dir", None, "Where the dataset is now, if not where it was in training.")
+    flags.DEFINE_integer("image_size", None, f"{_INSTEAD} config.evaluation.image_size: pixels.", lower_bound=0)
+    flags.DEFINE_integer("crop_size", None, f"{_INSTEAD} config.evaluation.crop_size: pixels.", lower_bound=0)
+    flags.DEFINE_enum("crops", None, CHOICES["evaluation.crops"], f"{_INSTEAD} config.evaluation.crops.")
+    flags.DEFINE_bool("flip", None, f"{_INSTEAD} config.evaluation.flip: mirrored views too.")
     launch.run(main, required=("workdir",))
 
 
 def main() -> None:
     """Evaluates and prints the metrics as JSON."""
     given = flags.FLAGS
-    values = loop.evaluate(given.workdir, given.split, given.checkpoint, given.data_dir)
+    protocol = {name: given[name].value for name in _PROTOCOL if given[name].value is not None}
+    values = loop.evaluate(given.workdir, given.split, given.checkpoint, given.data_dir, protocol)
     print(json.dumps(values, indent=2))

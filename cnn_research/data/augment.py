@@ -6,7 +6,7 @@ Each operation maps a key and one image uint8[H, W, C] to an image of the same s
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,20 @@ def shift(pixels: int) -> Augmentation:
     return _random_translation(pixels, "edge", "pixels")
 
 
+def random_crop(size: int) -> Augmentation:
+    """Crops size x size pixels at a uniformly random place: Krizhevsky et al. 2012, section 4.1."""
+    _check_whole("size", size, 1)
+
+    def augment(key, image):
+        height, width, channels = image.shape
+        if size > min(height, width):
+            raise ValueError(f"random_crop({size}): the images have only {height}x{width} pixels")
+        top, left = _random_below(key, (height - size + 1, width - size + 1))
+        return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, channels))
+
+    return augment
+
+
 def flip() -> Augmentation:
     """Mirrors left and right with probability 1/2."""
 
@@ -44,22 +58,35 @@ def flip() -> Augmentation:
 
 
 def _random_translation(reach: int, pad_mode: str, name: str) -> Augmentation:
-    if not isinstance(reach, int) or reach < 0:
-        raise ValueError(f"{name} must be a whole number of pixels, 0 or more, but is {reach!r}")
+    _check_whole(name, reach, 0)
 
     def augment(key, image):
-        # Raw bits instead of `randint`, which draws twice and takes longer to run and to compile than the crop itself.
-        # The modulo favours some offsets by less than (2 * reach + 1) / 2**32.
-        offsets = (jax.random.bits(key, (2,), jnp.uint32) % (2 * reach + 1)).astype(jnp.int32)
+        offsets = _random_below(key, (2 * reach + 1, 2 * reach + 1))
         padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode=pad_mode)
         return jax.lax.dynamic_slice(padded, (offsets[0], offsets[1], 0), image.shape)
 
     return augment
 
 
+def _random_below(key: jax.Array, bounds: Sequence[int]) -> jax.Array:
+    """Uniformly random integers, int32, each at least 0 and below its bound.
+
+    From raw bits instead of `randint`, which draws twice and takes longer to run and to compile than a crop. The modulo
+    favours some values by less than bound / 2**32.
+    """
+    bits = jax.random.bits(key, (len(bounds),), jnp.uint32)
+    return (bits % jnp.asarray(bounds, jnp.uint32)).astype(jnp.int32)
+
+
+def _check_whole(name: str, value: int | float, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of pixels, {least} or more, but is {value!r}")
+
+
 # The operations by the name they have in a pipeline's text.
 OPERATIONS: dict[str, Callable[..., Augmentation]] = {
     "pad_and_crop": pad_and_crop,
+    "random_crop": random_crop,
     "flip": flip,
     "shift": shift,
 }
@@ -87,6 +114,16 @@ def parse(text: str) -> Augmentation:
         return image
 
     return pipeline
+
+
+def output_shape(pipeline: Augmentation, image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the (H, W, C) of what a pipeline makes of images of another (H, W, C), without running it.
+
+    Raises:
+      ValueError: if an operation can't be applied to such images; the message names it.
+    """
+    image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.uint8)
+    return jax.eval_shape(pipeline, jax.random.key(0), image).shape
 
 
 def apply(pipeline: Augmentation, key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:

@@ -187,6 +187,7 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
     def load_chunk(start: int) -> int:
         """Fills one chunk; returns its size."""
         indices = range(start, min(start + chunk, len(source)))
+        count = len(indices)
         try:
             examples = source.__getitems__(indices)
         except BrokenImage:
@@ -206,7 +207,7 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
                 image = resize(image, image_size, recipe["how"], recipe["interpolation"])
             sources.check_label(source, index, label)
             images[index], labels[index] = image, label
-        return chunk
+        return count
 
     bar = tqdm(
         total=len(source), desc=f"{source.name} {source.split}", unit=" images", delay=2, leave=False, disable=None

@@ -2,6 +2,7 @@
 
     digits           the 1,797 scans that scikit-learn ships: nothing to download
     folder:PATH      one's own images, in a folder for each class or with a labels.csv
+    shapes           circles, squares, triangles and crosses that are drawn as they are read; "shapes:96" for 96x96
     any TFDS name    "mnist", "mnist:3.0.1", "dataset/config:1.0.0", prepared as array_record; TensorFlow isn't needed
 
 Here stand the contract, parts of splits, and the digits; the others have files of their own.
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from cnn_research.data import decode, folder, order, tfds
+from cnn_research.data import decode, folder, order, shapes, tfds
 from cnn_research.data.splits import check_split, checked, parse_split, split_range
 from cnn_research.errors import UserError
 
@@ -109,13 +110,13 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     """Opens one split of a dataset.
 
     Args:
-      name: "digits"; "folder:PATH", see `folder.open_folder`; or the name of a TFDS dataset: "mnist", "mnist:3.0.1",
-        "dataset/config:1.0.0". Without a version the newest one that is prepared is read.
+      name: "digits"; "shapes" or "shapes:96"; "folder:PATH", see `folder.open_folder`; or the name of a TFDS dataset:
+        "mnist", "mnist:3.0.1", "dataset/config:1.0.0". Without a version the newest one that is prepared is read.
       split: a split's name and optionally a range of it in percent or examples: "train", "train[:90%]", "train[-500:]".
         Percentages are rounded to the closest example, so "train[:90%]" and "train[90%:]" neither overlap nor leave
         a gap.
       data_dir: the TFDS folder, also gs://...; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets. A folder's PATH
-        is relative to it. The digits need none.
+        is relative to it. The digits and the shapes need none.
 
     Raises:
       UserError: for a dataset that isn't prepared or can't be read as labelled images, an unknown split, or a range
@@ -124,6 +125,8 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     base_split, first, last = parse_split(split)
     if name == "digits":
         source = _open_digits(base_split)
+    elif shapes.is_shapes(name):
+        source = shapes.open_shapes(name, base_split)
     elif name.startswith(folder.PREFIX):
         source = folder.open_folder(name, base_split, data_dir)
     else:

@@ -115,8 +115,8 @@ def _prepared_folder(name: str, data_dir: str):
     match = _TFDS_NAME.fullmatch(name)
     if not match:
         raise UserError(
-            f"Can't read the dataset name {name!r}: write 'digits' or the name of a TFDS dataset, such as 'mnist', "
-            "'mnist:3.0.1' or 'dataset/config:1.0.0'."
+            f"Can't read the dataset name {name!r}: write 'digits', 'shapes', 'folder:PATH' or the name of a TFDS "
+            "dataset, such as 'mnist', 'mnist:3.0.1' or 'dataset/config:1.0.0'."
         )
     dataset, config, version = match["dataset"], match["config"], match["version"]
     root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -136,7 +136,7 @@ def _prepared_folder(name: str, data_dir: str):
     if not versions or (version and version not in versions):
         datasets = [child.name for child in _children(root) if any(map(_versions, [child, *_children(child)]))]
         found = f"versions {', '.join(versions)}" if versions else ", ".join(datasets) or "no dataset"
-        hint = "" if versions else suggest(dataset, ["digits", *datasets])
+        hint = "" if versions else suggest(dataset, ["digits", "shapes", *datasets])
         raise UserError(
             f"The dataset {name!r} is not prepared in {root} (there is {found}).{hint} "
             f"Prepare it once with: {_prepare_command(name, root)}"

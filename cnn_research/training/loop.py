@@ -1,6 +1,6 @@
 """Training and evaluation as linear stories: devices, data, network, state, restore, steps, finish."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,11 +51,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
 
     # Data and network come before the workdir is touched: what can't be trained leaves no trace.
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
-    feeds = open_feeds(config, (train_split, eval_split, test_split))
+    feeds = open_feeds(config, (eval_split, test_split), train_split)
     feed = feeds[train_split]
     experiment = Experiment(config, feed)
     state, about, total_steps = experiment.initial_state(), experiment.about(), experiment.total_steps
     parameters = count_parameters(state.params)
+    for split in (eval_split, test_split):
+        experiment.check_evaluation(state.variables, feeds[split], experiment.input_shape)
 
     with (
         files.claim(workdir),
@@ -154,40 +156,54 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def evaluate(
-    workdir: epath.PathLike, split: str = "", checkpoint: str = "latest", data_dir: str | None = None
+    workdir: epath.PathLike,
+    split: str = "",
+    checkpoint: str = "latest",
+    data_dir: str | None = None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run; neither its optimizer nor its training set is needed.
 
-    The latest checkpoint on the run's own test_split rewrites "test" in results.json, and nothing else there.
+    The final weights on the run's own test_split, by the run's own protocol, rewrite "test" in results.json, and
+    nothing else there.
 
     Args:
         workdir: folder of the run.
         split: of the run's dataset, such as "train" or "test[:50%]"; "" = its dataset.test_split.
         checkpoint: latest | best.
         data_dir: where the dataset is now; None = where it was in training.
+        protocol: fields of config.evaluation to use instead of the run's own, such as {"crops": "ten"}.
 
     Returns:
         {"loss", "accuracy", "top5", "num_examples"}, and what was evaluated: {"split", "step"}.
 
     Raises:
-        UserError: the folder holds no run or no checkpoint, or the split can't be read.
+        UserError: the folder holds no run or no checkpoint, the split can't be read, or the protocol doesn't fit.
     """
     workdir = epath.Path(workdir).expanduser()
     config = files.load_config(workdir)
     parallel.initialise(config.compilation_cache)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
+    own = config.evaluation.to_dict()
+    config.evaluation.update(protocol or {})
+    if config.evaluation.to_dict() != own:
+        configs.validate(config)
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
     with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
         step = checkpoints.latest_step if checkpoint == "latest" else (checkpoints.best or {}).get("step")
         if step is None:
             raise UserError(f"workdir {workdir} has no {checkpoint} checkpoint yet: train it first")
-        variables = parallel.replicate(checkpoints.restore_network(step))
-    p_eval_step = Experiment(config, feed).eval_step()
+        variables = checkpoints.restore_network(step)
+        trained_on = checkpoints.about(step)["dataset"]["image_shape"]
+    experiment = Experiment(config, feed)
+    experiment.check_evaluation(variables, feed, trained_on)
+    p_eval_step, variables = experiment.eval_step(), parallel.replicate(variables)
     values = evaluate_feed(p_eval_step, variables, parallel.replicate(feed.arrays), feed, config.eval_batch_size)
     results = files.read_json(workdir / "results.json")
-    if results and split == config.dataset.test_split and step == results["steps"] and parallel.is_main():
+    same = split == config.dataset.test_split and config.evaluation.to_dict() == own
+    if results and same and step == results["steps"] and parallel.is_main():
         files.write_json(workdir / "results.json", results | {"test": values})
     return values | {"split": split, "step": step}
 

@@ -1,15 +1,18 @@
 """The parts of an experiment, built from its config."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
 
 import cnn_research
 from cnn_research import config as configs
-from cnn_research.data import augment
+from cnn_research.data import augment, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
@@ -19,30 +22,40 @@ from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, train_step
 
 
-def open_feeds(config: ConfigDict, splits: tuple[str, ...]) -> dict[str, ResidentFeed]:
+def open_feeds(
+    config: ConfigDict, eval_splits: tuple[str, ...], train_split: str | None = None
+) -> dict[str, ResidentFeed]:
     """Opens splits of the run's dataset, each once.
 
+    Args:
+        config: of the experiment.
+        eval_splits: to evaluate on, with images of evaluation.image_size.
+        train_split: to train on, with images of dataset.image_size; None where nothing is trained.
+
     Raises:
-        UserError: the dataset or a split is missing, images don't fit together, or config.dataset doesn't fit them.
+        UserError: the dataset or a split is missing, the splits don't fit together, or config.dataset doesn't fit them.
     """
-    feeds = {split: _open_feed(config, split) for split in dict.fromkeys(splits)}
+    size = config.dataset.image_size
+    sizes = {train_split: size} if train_split else {}
+    sizes |= dict.fromkeys(eval_splits, config.evaluation.image_size or size)
+    feeds = {split: _open_feed(config, split, size) for split, size in sizes.items()}
     first, *others = feeds.items()
     for split, feed in others:
-        for what in ("classes", "image_shape"):
-            if getattr(feed, what) != getattr(first[1], what):
+        for what, of in {"classes": lambda f: f.classes, "channels": lambda f: f.image_shape[-1]}.items():
+            if of(feed) != of(first[1]):
                 raise UserError(
-                    f"config.dataset: {what} of {split!r} are {getattr(feed, what)}, "
-                    f"but of {first[0]!r} {getattr(first[1], what)}"
+                    f"config.dataset: {what} of {split!r} are {of(feed)}, but of {first[0]!r} {of(first[1])}"
                 )
     return feeds
 
 
-def _open_feed(config: ConfigDict, split: str) -> ResidentFeed:
+def _open_feed(config: ConfigDict, split: str, image_size: int) -> ResidentFeed:
     source = open_source(config.dataset.name, split, config.dataset.data_dir)
     feed = ResidentFeed(
         source,
         seed=config.seed,
-        image_size=config.dataset.image_size,
+        image_size=image_size,
+        how=config.dataset.resize,
         interpolation=config.dataset.interpolation,
     )
     channels = feed.image_shape[-1]
@@ -116,24 +129,79 @@ class Experiment:
     def _optimizer(self) -> optax.GradientTransformation:
         return optimizers.create_optimizer(self._config.optimizer, self._schedule)
 
+    @functools.cached_property
+    def _augmentation(self) -> augment.Augmentation:
+        return augment.parse(self._config.augment)
+
+    @functools.cached_property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the network sees in training: augmentation may crop or resize.
+
+        Raises:
+            UserError: the augmentation can't be applied to the images.
+        """
+        try:
+            return augment.output_shape(self._augmentation, self._feed.image_shape)
+        except ValueError as error:
+            raise UserError(f"config.augment={self._config.augment!r}: {error}") from None
+
     def initial_state(self) -> TrainState:
         """Initialises the parameters.
 
         Raises:
-            UserError: the warm-up is longer than training, or the images are too small for the network; that message
-                names the layer and its arithmetic.
+            UserError: the warm-up is longer than training, or the images don't fit the augmentation or are too small
+                for the network; that message names the layer and its arithmetic.
         """
         try:
-            return create_state(self._common["model"], self._optimizer, self._config.seed, self._feed.image_shape)
+            return create_state(self._common["model"], self._optimizer, self._config.seed, self.input_shape)
         except ValueError as error:
             raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
+
+    def check_evaluation(self, variables: Any, feed: ResidentFeed, trained_on: Sequence[int]) -> None:
+        """Makes sure that the network can see the evaluation views of a feed's images, without computing anything.
+
+        Args:
+            variables: {"params", "batch_stats"}.
+            feed: of the split that will be evaluated.
+            trained_on: the `input_shape` that the variables were made for.
+
+        Raises:
+            UserError: the crops don't fit into the images, or the views not to the network's parameters.
+        """
+        evaluation, name = self._config.evaluation, self._config.model.name
+        images = jax.ShapeDtypeStruct((1, *feed.image_shape), jnp.uint8)
+        try:
+            shape = jax.eval_shape(self._make_views, images).shape[2:]
+        except ValueError as error:
+            raise UserError(f"config.evaluation.crop_size={evaluation.crop_size}: {error}") from None
+        if shape == tuple(trained_on):
+            return
+        (seen, trained), sizes = ((f"{h}x{w}" for h, w, _ in (shape, trained_on)), set(trained_on[:2]))
+        try:
+            predict = functools.partial(self._common["model"].apply, train=False)
+            jax.eval_shape(predict, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        except ScopeParamShapeError:
+            hint = f"; config.evaluation.crop_size={sizes.pop()} does" if len(sizes) == 1 else ""
+            raise UserError(
+                f"config.evaluation: views of {seen} pixels don't fit {name}, whose parameters belong to the {trained} "
+                f"pixels that it is trained on{hint}"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"config.evaluation: views of {seen} pixels don't fit {name}: {error}") from None
+
+    @property
+    def _make_views(self) -> Callable[[jax.Array], jax.Array]:
+        evaluation = self._config.evaluation
+        return functools.partial(
+            views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
+        )
 
     def train_step(self) -> Callable:
         """Returns the compiled train_step: (state, arrays, batch, key) -> (state, metric sums). Donates the state."""
         step = functools.partial(
             train_step,
             **self._common,
-            augmentation=augment.parse(self._config.augment),
+            augmentation=self._augmentation,
             loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
             auxiliary_weight=self._config.loss.auxiliary_weight,
             optimizer=self._optimizer,
@@ -143,7 +211,9 @@ class Experiment:
 
     def eval_step(self) -> Callable:
         """Returns the compiled eval_step: (variables, arrays, batch) -> metric sums."""
-        return parallel.pmap_step(functools.partial(eval_step, **self._common), donate_state=False)
+        return parallel.pmap_step(
+            functools.partial(eval_step, **self._common, make_views=self._make_views), donate_state=False
+        )
 
     def about(self) -> dict[str, Any]:
         """Returns what a checkpoint says of itself: enough to use the network without the dataset."""
@@ -152,7 +222,7 @@ class Experiment:
             "config": self._config.to_dict(),
             "dataset": {
                 "classes": list(self._feed.classes),
-                "image_shape": list(self._feed.image_shape),
+                "image_shape": list(self.input_shape),
                 "mean": list(self._config.dataset.mean),
                 "std": list(self._config.dataset.std),
             },

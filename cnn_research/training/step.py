@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cnn_research.data import augment
+from cnn_research.data import augment, views
 from cnn_research.training import metrics
 from cnn_research.training.losses import Loss, softmax_cross_entropy
 from cnn_research.training.state import TrainState
@@ -108,6 +108,7 @@ def eval_step(
     std: tuple[float, ...],
     model: nn.Module,
     axis_name: str,
+    make_views: Callable[[jax.Array], jax.Array] = views.make_views,
 ) -> dict[str, jax.Array]:
     """Evaluates one device's share of a global batch.
 
@@ -115,12 +116,20 @@ def eval_step(
         variables: {"params", "batch_stats"}; the running statistics are used and nothing is changed.
         arrays, gather, mean, std, model, axis_name: as in `train_step`.
         batch: what `gather` turns into {"image", "label", "mask": bool[b]}.
+        make_views: uint8[N, H, W, C] -> [V, N, h, w, C], of which the predictions are averaged (`data.views`).
 
     Returns:
         The global batch's metric sums. The loss is the cross-entropy, whatever the training loss was, so that
         evaluations of different recipes can be compared.
     """
     batch = gather(arrays, batch)
-    logits = model.apply(variables, normalise(batch["image"], mean, std), train=False)
+
+    def predict(images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalise(images, mean, std), train=False)
+
+    images = make_views(batch["image"])
+    # One view after the other: together, ten crops would need ten times the memory, or one time to compile for each.
+    # A loop makes convolutions slow on a CPU, but not much unless they are differentiated.
+    logits = views.average(predict(images[0])[None] if len(images) == 1 else jax.lax.map(predict, images))
     losses = softmax_cross_entropy(logits, batch["label"])
     return jax.lax.psum(metrics.batch_sums(logits, batch["label"], losses, batch["mask"]), axis_name)

@@ -22,6 +22,10 @@ def feed(digits):
     return ResidentFeed(digits, seed=7)
 
 
+def batch_number(feed, step, batch_size):
+    return next(feed.train_batches(step, batch_size))
+
+
 @pytest.fixture(scope="module")
 def photographs(prepare_tfds, tmp_path_factory):
     """Colour images of three sizes, and 40 of one large size, as a data_dir; the label numbers the image."""
@@ -98,10 +102,21 @@ def test_large_images(photographs):
         np.testing.assert_array_equal(image, np.asarray(splits["large"][label]["image"]))
 
 
+def test_crops_the_central_square(photographs):
+    data_dir, splits = photographs
+    feed = ResidentFeed(open_source("photographs", "mixed", data_dir), image_size=5, how="crop")
+    assert feed.image_shape == (5, 5, 3)
+    # 5x7 stays as it is; 9x6 becomes int(5 * 9 / 6) = 7 high; 8x8 becomes 5x5.
+    for label, (width, height), (left, top) in [(0, (7, 5), (1, 0)), (1, (5, 7), (0, 1)), (2, (5, 5), (0, 0))]:
+        (image,) = feed.arrays["image"][feed.arrays["label"] == label]
+        expected = splits["mixed"][label]["image"].resize((width, height), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image, np.asarray(expected)[top : top + 5, left : left + 5])
+
+
 @pytest.mark.parametrize("batch_size", [1, 64, 100, 360, 800])
 def test_train_batches_are_the_stream(feed, batch_size):
     for step in (0, 1, 7, 10**6):
-        batch = feed.train_batch(step, batch_size)
+        batch = batch_number(feed, step, batch_size)
         assert set(batch) == {"index", "position"}
         assert batch["index"].dtype == np.int32 and batch["position"].dtype == np.uint32
         positions = [step * batch_size + i for i in range(batch_size)]
@@ -110,17 +125,17 @@ def test_train_batches_are_the_stream(feed, batch_size):
 
 
 def test_every_example_once_an_epoch(feed):
-    epoch = np.concatenate([feed.train_batch(step, 48)["index"] for step in range(15)])  # two epochs of 7.5 batches
+    epoch = np.concatenate([batch_number(feed, step, 48)["index"] for step in range(15)])  # two epochs of 7.5 batches
     np.testing.assert_array_equal(np.bincount(epoch, minlength=360), np.full(360, 2))
 
 
 def test_positions_wrap_around(feed):
-    batch = feed.train_batch(2**32 // 16, 16)
+    batch = batch_number(feed, 2**32 // 16, 16)
     np.testing.assert_array_equal(batch["position"], range(16))
-    batch = feed.train_batch(np.int32(2**31 - 1), 7)  # NumPy's int32 would overflow
+    batch = batch_number(feed, np.int32(2**31 - 1), 7)  # NumPy's int32 would overflow
     np.testing.assert_array_equal(batch["position"], [((2**31 - 1) * 7 + i) % 2**32 for i in range(7)])
-    assert feed.train_batch(2**62, 7)["position"].tolist() == list(range(7))  # beyond int64
-    assert feed.train_batch(2**32 // 7, 7)["position"].tolist() == [2**32 - 4 + i for i in range(4)] + [0, 1, 2]
+    assert batch_number(feed, 2**62, 7)["position"].tolist() == list(range(7))  # beyond int64
+    assert batch_number(feed, 2**32 // 7, 7)["position"].tolist() == [2**32 - 4 + i for i in range(4)] + [0, 1, 2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 120, 359, 360, 361, 1000])
@@ -140,7 +155,7 @@ def test_evaluation_counts_each_example_once(feed, batch_size):
 
 def test_gather_in_a_compiled_step(digits, feed):
     arrays = jax.device_put(feed.arrays)
-    batch = feed.train_batch(3, 50)
+    batch = batch_number(feed, 3, 50)
     result = jax.jit(ResidentFeed.gather)(arrays, batch)
     assert set(result) == {"image", "label", "position"}
     assert (result["image"].dtype, result["label"].dtype) == (jnp.uint8, jnp.int32)
@@ -152,7 +167,7 @@ def test_gather_in_a_compiled_step(digits, feed):
 
 def test_gather_is_sharded_by_its_caller(feed):
     devices = jax.device_count()
-    batch = feed.train_batch(0, 4 * devices)
+    batch = batch_number(feed, 0, 4 * devices)
     shards = {key: values.reshape(devices, 4) for key, values in batch.items()}
     result = jax.pmap(ResidentFeed.gather, in_axes=(None, 0))(feed.arrays, shards)
     np.testing.assert_array_equal(result["image"], feed.arrays["image"][shards["index"]])

@@ -20,6 +20,9 @@ MISTAKES = {
         ["config.model.filters=(4, 8)", "lenet5", "activation"],
     ),
     "images too small": (["--config.model.padding=valid", "--config.model.kernel_size=9"], ["conv1", "8x8", "9x9"]),
+    "crop larger than the images": (["--config.evaluation.crop_size=9"], ["evaluation.crop_size=9", "8x8"]),
+    "crop of a size that isn't trained on": (["--config.evaluation.crop_size=6"], ["6x6", "convnet", "8x8"]),
+    "training crop larger than the images": (["--config.augment=random_crop(9)"], ["random_crop(9)", "8x8"]),
     "statistics for other channels": (["--config.dataset.mean=0.1,0.2,0.3"], ["dataset.mean", "1 channel"]),
     "unwritable workdir": (["--workdir={file}/run"], ["{file}/run", "cannot be written"]),
     "no such config": (["--config={tmp}/tiny.py"], ["{tmp}/tiny.py", "no such file"]),
@@ -77,8 +80,10 @@ def test_workdir_of_another_network(script, reference):
         (["--workdir={tmp}"], ["holds no run"]),
         (["--workdir={reference}", "--split=validation"], ["validation", "train", "test"]),
         (["--workdir={reference}", "--checkpoint=first"], ["checkpoint", "latest", "best"]),
+        (["--workdir={reference}", "--crops=ten"], ["evaluation.crops='ten'", "evaluation.crop_size"]),
+        (["--workdir={reference}", "--crop_size=6"], ["6x6", "convnet", "8x8"]),
     ],
-    ids=["no workdir", "no run", "no such split", "no such checkpoint"],
+    ids=["no workdir", "no run", "no such split", "no such checkpoint", "crops of no size", "another size"],
 )
 def test_evaluate_mistakes(script, reference, tmp_path, flags, expected):
     flags = [flag.format(tmp=tmp_path, reference=reference) for flag in flags]

@@ -66,7 +66,7 @@ def test_evaluate_rewrites_test_alone(script, reference, results, tmp_path):
     workdir = shutil.copytree(reference, tmp_path / "copy")
     before = results(workdir)
     (workdir / "results.json").write_text(json.dumps(before | {"test": None}))
-    printed = json.loads(script.run("evaluate", f"--workdir={workdir}")[0])
+    printed = json.loads(script.run("evaluate", f"--workdir={workdir}", "--noflip")[0])  # the run's own protocol
     after = results(workdir)
     assert after == before  # the same weights on other batches give the same figures, to the bit
     assert printed == before["test"] | {"split": "test", "step": 120}
@@ -78,12 +78,15 @@ def test_evaluate_rewrites_test_alone(script, reference, results, tmp_path):
         (["--split=train"], {"split": "train", "num_examples": 1437, "step": 120}),
         (["--split=test[:50%]"], {"split": "test[:50%]", "num_examples": 180, "step": 120}),
         (["--checkpoint=best"], {"split": "test", "num_examples": 360}),
+        (["--flip"], {"split": "test", "num_examples": 360, "step": 120}),
     ],
 )
 def test_evaluate_something_else(script, reference, results, flags, expected):
     before = results(reference)
     values = json.loads(script.run("evaluate", f"--workdir={reference}", *flags)[0])
     assert {name: values[name] for name in expected} == expected
+    if "--flip" in flags:  # by a protocol that isn't the run's own: other figures, and no others in results.json
+        assert values["loss"] != before["test"]["loss"]
     if "--checkpoint=best" in flags:
         assert {name: values[name] for name in ("step", "accuracy")} == before["best"]
     assert results(reference) == before

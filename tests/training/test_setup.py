@@ -1,10 +1,13 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
 from cnn_research.config import base_config
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
-from cnn_research.training.setup import Experiment
+from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.state import count_parameters
 
 
 def experiment(split, warmup):
@@ -22,3 +25,73 @@ def test_a_warmup_longer_than_training_is_refused_before_anything_is_initialised
 
 def test_evaluation_asks_for_no_schedule():
     experiment("test[:50]", "11st").eval_step()
+
+
+# ------------------------------------------------------------------------------------- sizes of images and views
+
+
+def on_shapes(model="lenet5", size=40, augment="", evaluation=(), **dataset):
+    """An experiment on generated images, its parameters' shapes and its two feeds."""
+    config = base_config()
+    config.model.name, config.augment = model, augment
+    config.dataset.update(name=f"shapes:{size}", train_split="train[:20]", eval_split="test[:10]", **dataset)
+    config.evaluation.update(dict(evaluation))
+    feeds = open_feeds(config, ("test[:10]",), "train[:20]")
+    made = Experiment(config, feeds["train[:20]"])
+    return made, feeds
+
+
+def test_evaluation_images_have_a_size_of_their_own():
+    made, feeds = on_shapes(image_size=32, evaluation={"image_size": 48, "crop_size": 32})
+    assert [feed.image_shape for feed in feeds.values()] == [(32, 32, 3), (48, 48, 3)]
+    made.check_evaluation(made.initial_state().variables, feeds["test[:10]"], made.input_shape)
+
+
+def test_parameters_are_made_for_what_augmentation_leaves():
+    made, feeds = on_shapes(augment="random_crop(32)", evaluation={"crop_size": 32, "crops": "ten"})
+    assert feeds["train[:20]"].image_shape == (40, 40, 3) and made.input_shape == (32, 32, 3)
+    assert made.about()["dataset"]["image_shape"] == [32, 32, 3]
+    state = made.initial_state()
+    # LeNet-5 at 32x32: 61,706 with one channel and ten classes; here are three channels and four classes.
+    assert count_parameters(state.params) == 61_706 + 2 * 25 * 6 - 6 * 85
+    made.check_evaluation(state.variables, feeds["test[:10]"], made.input_shape)
+
+
+@pytest.mark.parametrize(
+    ("model", "evaluation", "says"),
+    [
+        ("lenet5", {}, "views of 40x40 .* lenet5, .* 32x32 .*; config.evaluation.crop_size=32 does"),
+        ("lenet5", {"crop_size": 36}, "views of 36x36 .*config.evaluation.crop_size=32"),
+        ("lenet5", {"crop_size": 48}, "evaluation.crop_size=48: crops of 48x48 .* images of 40x40"),
+        ("vgg16_bn_cifar", {"crop_size": 16}, "views of 16x16 .* don't fit vgg16_bn_cifar: pool5: .* too small"),
+        ("resnet20", {}, None),  # fits any size
+        ("resnet20", {"crop_size": 36, "flip": True}, None),
+    ],
+)
+def test_views_that_do_not_fit_are_told_in_one_line(model, evaluation, says):
+    made, feeds = on_shapes(model, augment="random_crop(32)", evaluation=evaluation)
+    model = made._common["model"]
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *made.input_shape), jnp.float32))
+    if says is None:
+        return made.check_evaluation(variables, feeds["test[:10]"], made.input_shape)
+    with pytest.raises(UserError, match=says) as error:
+        made.check_evaluation(variables, feeds["test[:10]"], made.input_shape)
+    assert str(error.value).startswith("config.evaluation") and "\n" not in str(error.value)
+
+
+def test_augmentation_that_does_not_fit_the_images():
+    made, _ = on_shapes(augment="flip|random_crop(41)")
+    with pytest.raises(UserError, match=r"config\.augment='flip\|random_crop\(41\)': .*40x40"):
+        made.initial_state()
+
+
+def test_splits_of_different_classes_or_channels(monkeypatch):
+    from cnn_research.training import setup
+
+    def mixed(name, split, data_dir):
+        return open_source("digits" if split.startswith("test") else "shapes", split)
+
+    monkeypatch.setattr(setup, "open_source", mixed)
+    config = base_config()
+    with pytest.raises(UserError, match=r"config\.dataset: classes of 'test\[:5\]' are .*, but of 'train\[:5\]' "):
+        open_feeds(config, ("test[:5]",), "train[:5]")

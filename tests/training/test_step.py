@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from cnn_research.data import augment
+from cnn_research.data import augment, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.models import registry
 from cnn_research.training import parallel
@@ -299,9 +299,9 @@ def test_bfloat16_keeps_what_is_kept_in_float32(normalised):
 # ------------------------------------------------------------------------------------------------- eval_step
 
 
-def evaluate(model, variables, batch):
+def evaluate(model, variables, batch, **kwargs):
     step = functools.partial(
-        eval_step, gather=ResidentFeed.gather, mean=MEAN, std=STD, model=model, axis_name=parallel.AXIS
+        eval_step, gather=ResidentFeed.gather, mean=MEAN, std=STD, model=model, axis_name=parallel.AXIS, **kwargs
     )
     on_devices = parallel.replicate(variables)
     sums = parallel.pmap_step(step, donate_state=False)(on_devices, parallel.replicate(ARRAYS), parallel.shard(batch))
@@ -327,6 +327,32 @@ def test_eval_step_counts_what_the_mask_lets_through():
     np.testing.assert_allclose(sums["loss"], -log_p[np.arange(len(labels)), labels].sum(), rtol=1e-5)
     assert sums["accuracy"] == (logits.argmax(-1) == labels).sum()
     assert sums["count"] == mask.sum() == sums["top5"]
+
+
+@pytest.mark.parametrize("crop_size", [0, 4])
+def test_eval_step_averages_the_probabilities_of_the_views(crop_size):
+    """Four corners, the centre and their mirror images, each normalised and predicted by NumPy; or the whole image."""
+    model, ten = linear(), {"crop_size": 4, "crops": "ten"} if crop_size else {"flip": True}
+    shape = (crop_size, crop_size, 1) if crop_size else SHAPE
+    variables = jax.tree.map(np.asarray, create_state(model, optax.sgd(0.1), 0, shape).variables)
+    variables["params"]["output"]["kernel"] = 8 * variables["params"]["output"]["kernel"]  # views that disagree
+    batch = {"index": np.arange(BATCH, dtype=np.int32), "mask": np.ones(BATCH, bool)}
+    sums = evaluate(model, variables, batch, make_views=functools.partial(views.make_views, **ten))
+
+    images, labels = ARRAYS["image"][:BATCH], ARRAYS["label"][:BATCH]
+    size = shape[0]
+    places = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)] if crop_size else [(0, 0)]
+    crops = [images[:, top : top + size, left : left + size] for top, left in places]
+    probabilities = []
+    for view in [*crops, *(crop[:, :, ::-1] for crop in crops)]:
+        x = ((view.astype(np.float64) / 255 - MEAN[0]) / STD[0]).reshape(BATCH, -1)
+        logits = x @ variables["params"]["output"]["kernel"] + variables["params"]["output"]["bias"]
+        probabilities.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    mean = np.mean(probabilities, axis=0)
+    np.testing.assert_allclose(sums["loss"], -np.log(mean[np.arange(BATCH), labels]).sum(), rtol=1e-5)
+    assert sums["accuracy"] == (mean.argmax(-1) == labels).sum() and sums["count"] == BATCH
+    mean_of_logs = np.mean(np.log(probabilities), axis=0)
+    assert abs(-mean_of_logs[np.arange(BATCH), labels].sum() / sums["loss"] - 1) > 0.01, "a mean that can be told apart"
 
 
 def test_eval_step_of_nothing_but_padding():
