@@ -47,13 +47,13 @@ class Folder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, label = self.images([index])[0]
+        image, label = self.read_images([index])[0]
         return {"image": decode.to_array(image), "label": label}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self[index] for index in indices]
 
-    def images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
+    def read_images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
         """Returns the decoded images and their labels."""
         indices = [checked(index, len(self)) for index in indices]
         return [(self._image(index), int(self.labels[index])) for index in indices]

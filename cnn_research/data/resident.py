@@ -47,9 +47,12 @@ class ResidentFeed:
       num_examples: N.
       image_shape: (H, W, C).
       classes: the name of each label.
+      ahead: how many steps the host may run ahead of the devices; None for any number, as batches take no memory.
       skipped: the paths of the images that could not be read. In training the next example that can be takes the place
         of each, so that nothing else moves; evaluation masks them out.
     """
+
+    ahead = None
 
     def __init__(
         self,
@@ -85,6 +88,8 @@ class ResidentFeed:
         recipe = {"image_size": image_size, "how": how, "interpolation": interpolation}
         loaded = _load_cached(source, recipe, on_error, cache)
         broken = loaded.pop("broken")
+        if broken.size:
+            sources.report_skipped(source, broken)
         self.arrays = loaded
         self.skipped = [sources.where(source, index) for index in broken.tolist()]
         self._readable = np.ones(len(source), bool)
@@ -174,9 +179,8 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
     """
     began = time.monotonic()
     image_size = recipe["image_size"]
-    height, width, channels = source.image_shape
-    model = next((i for i in range(len(source)) if image_size or _is_readable(source, i, on_error)), 0)
-    shape = (image_size, image_size, channels) if image_size else source[model]["image"].shape
+    height, width, _ = source.image_shape
+    shape = sources.shape_of(source, image_size, on_error)
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     broken = []
@@ -193,7 +197,7 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
         except BrokenImage:
             if on_error != "skip":
                 raise
-            readable = [index for index in indices if _is_readable(source, index, on_error)]
+            readable = [index for index in indices if sources.read_or_skip(source, index, on_error)]
             broken.extend(set(indices) - set(readable))
             indices, examples = readable, source.__getitems__(readable)
         for index, example in zip(indices, examples, strict=True):
@@ -201,7 +205,7 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
             if image.shape != shape:
                 if not image_size:
                     raise UserError(
-                        f"The images of {source.name!r} {source.split} differ in size: example {model} has "
+                        f"The images of {source.name!r} {source.split} differ in size: the first has "
                         f"{_size(shape)} pixels, example {index} {_size(image.shape)}. Set image_size to resize them."
                     )
                 image = resize(image, image_size, recipe["how"], recipe["interpolation"])
@@ -221,21 +225,10 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
             raise
     arrays = {"image": images, "label": labels, "broken": np.array(sorted(broken), np.int64)}
     for index in broken:
-        readable = sources.next_readable(index, len(source), set(broken).__contains__)
+        readable, _, _ = sources.next_readable(source, index, on_error)
         images[index], labels[index] = images[readable], labels[readable]
     logging.info("%s in %.1f s", _description(source, arrays), time.monotonic() - began)
     return arrays
-
-
-def _is_readable(source: Source, index: int, on_error: str) -> bool:
-    """Whether an image can be read; raises if it can't and is not to be skipped."""
-    try:
-        source[index]
-        return True
-    except BrokenImage:
-        if on_error != "skip":
-            raise
-        return False
 
 
 def _description(source: Source, arrays: dict[str, np.ndarray]) -> str:

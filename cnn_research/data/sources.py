@@ -11,14 +11,16 @@ Here stand the contract, parts of splits, and the digits; the others have files 
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from cnn_research.data import decode, folder, order, shapes, tfds
+from cnn_research.data.decode import BrokenImage
 from cnn_research.data.splits import check_split, checked, parse_split, split_range
 from cnn_research.errors import UserError
 
@@ -57,7 +59,7 @@ class Source(Protocol):
 
     # Sources whose images are files also have
     #
-    #     images(indices) -> list[tuple[PIL.Image.Image, int]]: the same, before the pixels become an array;
+    #     read_images(indices) -> list[tuple[PIL.Image.Image, int]]: the same, before the pixels become an array;
     #     where(index) -> str: the path of an image, or another name for it;
     #     identity() -> Any: JSON that changes whenever the pixels or labels do, so that they can be cached.
 
@@ -70,8 +72,8 @@ def read_images(source: Source, indices: Sequence[int]) -> list[tuple[Image.Imag
     Raises:
       as `Source.__getitem__`.
     """
-    if hasattr(source, "images"):
-        return source.images(indices)
+    if hasattr(source, "read_images"):
+        return source.read_images(indices)
     return [(decode.from_array(example["image"]), example["label"]) for example in source.__getitems__(indices)]
 
 
@@ -94,16 +96,55 @@ def check_label(source: Source, index: int, label: int) -> None:
         )
 
 
-def next_readable(index: int, num_examples: int, is_broken: Callable[[int], bool]) -> int:
+def read_or_skip(source: Source, index: int, on_error: str) -> tuple[Image.Image, int] | None:
+    """Reads one example as `read_images` does; None if it can't be read and on_error is "skip"."""
+    try:
+        return read_images(source, [index])[0]
+    except BrokenImage:
+        if on_error != "skip":
+            raise
+        return None
+
+
+def next_readable(source: Source, index: int, on_error: str) -> tuple[int, Image.Image, int]:
     """Returns the first example from `index` on, cyclically, that can be read: it stands in for a broken one.
+
+    Returns:
+      (index, image, label).
 
     Raises:
       UserError: none can.
     """
-    for offset in range(num_examples):
-        if not is_broken((index + offset) % num_examples):
-            return (index + offset) % num_examples
-    raise UserError(f"None of the {num_examples} images can be read.")
+    for offset in range(len(source)):
+        found = (index + offset) % len(source)
+        example = read_or_skip(source, found, on_error)
+        if example:
+            return found, *example
+    raise UserError(f"None of the {len(source)} images of {source.name!r} {source.split} can be read.")
+
+
+def shape_of(source: Source, image_size: int = 0, on_error: str = "stop") -> tuple[int, int, int]:
+    """Returns the (H, W, C) of a source's images when they are resized to a square of `image_size`, 0 for not at all.
+
+    Where the images have sizes of their own, that of the first one is taken for all.
+
+    Raises:
+      as `next_readable`.
+    """
+    height, width, channels = source.image_shape
+    if image_size:
+        height = width = image_size
+    elif height is None or width is None:
+        _, image, _ = next_readable(source, 0, on_error)
+        height, width = image.height, image.width
+    return height, width, channels
+
+
+def report_skipped(source: Source, indices: Sequence[int]) -> None:
+    """Logs that images were left out."""
+    paths = ", ".join(where(source, index) for index in list(indices)[:5])
+    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    logging.warning("skipped %d image(s) that can't be read: %s%s", len(indices), paths, more)
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
@@ -167,7 +208,7 @@ class _Range:
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         return self.source.__getitems__([self.start + checked(index, len(self)) for index in indices])
 
-    def images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
+    def read_images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
         return read_images(self.source, [self.start + checked(index, len(self)) for index in indices])
 
     def where(self, index: int) -> str:

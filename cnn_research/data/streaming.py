@@ -35,8 +35,11 @@ class StreamingFeed:
       num_examples: N.
       image_shape: (H, W, C).
       classes: the name of each label.
+      ahead: how many steps the host may run ahead of the devices: each holds a batch of images in their memory.
       skipped: the paths of the images that could not be read so far.
     """
+
+    ahead = 4
 
     def __init__(
         self,
@@ -73,14 +76,10 @@ class StreamingFeed:
             raise UserError(f"dataset.train_crop={crop!r} needs a dataset.image_size to resize the crops to.")
         self._workers = count_cores() if workers < 0 else workers
         self._worker_kind = worker_kind
-        reader = _Reader(source, (0, 0, 0), seed, image_size, how, interpolation, crop, on_error)
-        first = 0
-        if on_error == "skip":
-            first = sources.next_readable(0, len(source), lambda index: reader.read(index) is None)
-        image, label = reader.read(first)
+        shape = sources.shape_of(source, image_size, on_error)
+        self._reader = _Reader(source, shape, seed, image_size, how, interpolation, crop, on_error)
+        first, _, label = sources.next_readable(source, 0, on_error)
         sources.check_label(source, first, label)
-        size = (image_size, image_size) if image_size else (image.height, image.width)
-        self._reader = dataclasses.replace(reader, shape=(*size, source.image_shape[2]))
         self.arrays = {}
         self.num_examples = len(source)
         self.image_shape = self._reader.shape
@@ -160,7 +159,10 @@ class StreamingFeed:
                 for part in parts:
                     if isinstance(part, UserError):
                         raise part
-                    self._skipped.update(part.pop("broken").tolist())
+                    new = set(part.pop("broken").tolist()) - self._skipped
+                    if new:
+                        sources.report_skipped(self._reader.source, sorted(new))
+                        self._skipped |= new
                 yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         finally:
             iterator.close()
@@ -219,15 +221,6 @@ class _Reader:
     crop: str
     on_error: str
 
-    def read(self, index: int) -> tuple[Image.Image, int] | None:
-        """Reads one example; None if it can't be read and is to be skipped."""
-        try:
-            return sources.read_images(self.source, [index])[0]
-        except BrokenImage:
-            if self.on_error == "skip":
-                return None
-            raise
-
     def read_all(self, indices: list[int]) -> Iterator[tuple[Image.Image, int] | None]:
         """Reads examples: small ones at once, which is much faster, large ones one after the other, to save memory."""
         height, width, _ = self.source.image_shape
@@ -238,7 +231,8 @@ class _Reader:
             except BrokenImage:
                 if self.on_error != "skip":
                     raise
-        yield from map(self.read, indices)
+        for index in indices:
+            yield sources.read_or_skip(self.source, index, self.on_error)
 
     def pixels(self, index: int, image: Image.Image, position: int | None) -> np.ndarray:
         """Brings an image to its final size: cropped at random if it has a position in the training stream."""
@@ -300,8 +294,7 @@ class _Chunks:
                 broken.append(index)
                 if not self.training:
                     continue
-                index = sources.next_readable(index, num_examples, lambda other: reader.read(other) is None)
-                example = reader.read(index)
+                index, *example = sources.next_readable(reader.source, index, reader.on_error)
             image, label = example
             sources.check_label(reader.source, index, label)
             images[place] = reader.pixels(index, image, positions[place] if self.training else None)

@@ -44,10 +44,10 @@ class Tfds:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        images = self.images(indices)
+        images = self.read_images(indices)
         return [{"image": decode.to_array(image), "label": label} for image, label in images]
 
-    def images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
+    def read_images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
         indices = [checked(index, len(self)) for index in indices]
         if not indices:
             return []

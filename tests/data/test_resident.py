@@ -179,7 +179,7 @@ def test_mixed_sizes_are_named(photographs):
     with pytest.raises(UserError) as error:
         ResidentFeed(source)
     sizes = ["x".join(map(str, splits["mixed"][example["label"]]["image"].size[::-1])) for example in source]
-    assert f"'photographs' mixed differ in size: example 0 has {sizes[0]} pixels, example 1 {sizes[1]}." in str(
+    assert f"'photographs' mixed differ in size: the first has {sizes[0]} pixels, example 1 {sizes[1]}." in str(
         error.value
     )
     assert "image_size" in str(error.value)
