@@ -24,19 +24,22 @@ _PACKAGE = Path(cnn_research.__file__).parent
 _CONFIGS = Path("experiments/configs")  # of a checkout, seen from its root
 
 
-def run(main: Callable[[], None], required: Sequence[str]) -> None:
+def run(main: Callable[..., None], required: Sequence[str] = (), argument: str = "") -> None:
     """Runs a command and exits: with 0 when done or preempted, 2 after a mistake of the user's, 3 when diverged.
 
     Args:
         main: the command; it reads FLAGS.
         required: names of the flags that must be given.
+        argument: what the one argument that isn't a flag stands for, if the command takes one; it is passed to main.
     """
 
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = FLAGS(_checked_overrides(argv))
-            if rest[1:]:
-                raise UserError(f"{rest[1]!r} is not a flag; flags begin with --")
+            if argument and not rest[1:]:
+                raise UserError(f"{argument} must be given; --help shows all flags")
+            if rest[1 + bool(argument) :]:
+                raise UserError(f"{rest[1 + bool(argument)]!r} is not a flag; flags begin with --")
             missing = [f"--{name}" for name in required if not FLAGS[name].value]
             if missing:
                 raise UserError(f"{' and '.join(missing)} must be given; --help shows all flags")
@@ -44,10 +47,10 @@ def run(main: Callable[[], None], required: Sequence[str]) -> None:
             _leave(2, _as_errors(error))
         return rest
 
-    def guarded(_: list[str]) -> None:
+    def guarded(argv: list[str]) -> None:
         _log_to_console()
         try:
-            main()
+            main(*argv[1:])
         except UserError as error:
             _leave(2, _as_errors(error))
         except Diverged as error:

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,7 @@ def _tf_example():
 
 
 def open_tfds(name: str, split: str, data_dir: str) -> Tfds:
+    """Opens one split of a prepared dataset; see `sources.open_source`."""
     folder = _prepared_folder(name, data_dir)
 
     import tensorflow_datasets as tfds
@@ -110,6 +112,47 @@ def open_tfds(name: str, split: str, data_dir: str) -> Tfds:
 
 def _prepared_folder(name: str, data_dir: str):
     """Returns the `epath.Path` of a dataset's folder, data_dir/dataset[/config]/version, prepared as array_record."""
+    found = locate(name, data_dir)
+    command = f"python experiments/prepare.py {shlex.quote(name)} --data_dir={shlex.quote(os.fspath(found.root))}"
+    if found.folder is None:
+        has = f"versions {', '.join(found.versions)}" if found.versions else ", ".join(found.datasets) or "no dataset"
+        dataset = _TFDS_NAME.fullmatch(name)["dataset"]
+        hint = "" if found.versions else suggest(dataset, ["digits", "shapes", *found.datasets])
+        raise UserError(
+            f"The dataset {name!r} is not prepared in {found.root} (there is {has}).{hint} "
+            f"Prepare it once with: {command}"
+        )
+    if stored_as(found.folder) != "array_record":
+        raise UserError(
+            f"The dataset {name!r} in {found.folder} is stored as {stored_as(found.folder)}, which can't be read "
+            f"without TensorFlow. Convert it once with: {command}"
+        )
+    return found.folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a dataset is.
+
+    Attributes:
+      root: `epath.Path` of the folder of datasets.
+      folder: `epath.Path` of the dataset, root/dataset[/config]/version; None if it isn't there.
+      versions: those that are there, oldest first.
+      datasets: the names of all datasets that are there.
+    """
+
+    root: Any
+    folder: Any
+    versions: list[str]
+    datasets: list[str]
+
+
+def locate(name: str, data_dir: str) -> Location:
+    """Looks for a dataset in whatever format.
+
+    Raises:
+      UserError: for a name that can't be one, or that leaves the choice between several configs open.
+    """
     from etils import epath
 
     match = _TFDS_NAME.fullmatch(name)
@@ -133,29 +176,15 @@ def _prepared_folder(name: str, data_dir: str):
         folder = folder / config
 
     versions = _versions(folder)
-    if not versions or (version and version not in versions):
-        datasets = [child.name for child in _children(root) if any(map(_versions, [child, *_children(child)]))]
-        found = f"versions {', '.join(versions)}" if versions else ", ".join(datasets) or "no dataset"
-        hint = "" if versions else suggest(dataset, ["digits", "shapes", *datasets])
-        raise UserError(
-            f"The dataset {name!r} is not prepared in {root} (there is {found}).{hint} "
-            f"Prepare it once with: {_prepare_command(name, root)}"
-        )
-    folder = folder / (version or versions[-1])
+    there = versions and (not version or version in versions)
+    datasets = [child.name for child in _children(root) if any(map(_versions, [child, *_children(child)]))]
+    return Location(root, folder / (version or versions[-1]) if there else None, versions, datasets)
 
+
+def stored_as(folder) -> str:
+    """Returns the format of a prepared dataset, such as "array_record"."""
     # An absent field stands for the oldest format.
-    stored_as = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
-    if stored_as != "array_record":
-        raise UserError(
-            f"The dataset {name!r} in {folder} is stored as {stored_as}, which can't be read without TensorFlow. "
-            f"Remove that folder or choose another data_dir, and prepare it again with: {_prepare_command(name, root)}"
-        )
-    return folder
-
-
-def _prepare_command(name: str, root) -> str:
-    call = f"tfds.builder({name!r}, data_dir={os.fspath(root)!r}, file_format='array_record').download_and_prepare()"
-    return f'python -c "import tensorflow_datasets as tfds; {call}" (only preparing needs: pip install tensorflow)'
+    return json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
 
 
 def _children(folder) -> list:

@@ -1,0 +1,19 @@
+"""Prepares a TFDS dataset as array_record, so that it can be read without TensorFlow."""
+
+from absl import flags
+
+from cnn_research.commands import launch
+from cnn_research.data import prepare
+
+
+def run() -> None:
+    """Runs the command."""
+    flags.DEFINE_string("data_dir", "", "Folder of datasets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.")
+    flags.DEFINE_string("output_dir", "", "Where to write a conversion from tfrecord, if not beside it.")
+    launch.run(main, argument="NAME")
+
+
+def main(name: str) -> None:
+    """Prepares the dataset NAME, such as mnist or cifar10:3.0.2, and says where it is."""
+    folder = prepare.prepare(name, flags.FLAGS.data_dir, flags.FLAGS.output_dir)
+    print(f"{name} is ready: {folder}")
