@@ -115,8 +115,10 @@ def base_config() -> ConfigDict:
     config.evaluation.crops = "centre"  # centre | ten (corners, centre, mirrored: Krizhevsky et al. 2012)
     config.evaluation.flip = False  # mirrored views too
 
-    # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none.
-    config.augment = ""  # pad_and_crop(pixels) | flip | shift(pixels)
+    # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none. What there is:
+    # pad_and_crop(pixels), shift(pixels), random_crop(size), random_resized_crop(size), resize(size), flip,
+    # color_jitter(brightness, contrast, saturation, hue), lighting(std), cutout(size), random_erasing(probability)
+    config.augment = ""
 
     config.batch_size = 128  # images a step over all devices together
     config.eval_batch_size = 512  # likewise in evaluation; changes no result

@@ -1,16 +1,21 @@
 """Augmentations: pure functions of (key, image) that run on the device, inside the compiled step.
 
-Each operation maps a key and one image uint8[H, W, C] to an image of the same shape and dtype and works under `jit` and
-`vmap`. `parse` builds a pipeline from text such as "pad_and_crop(4)|flip", `apply` runs it over a batch.
+Each operation maps a key and one image uint8[H, W, C] to an image uint8[H', W', C] and works under `jit` and `vmap`.
+`parse` builds a pipeline from text such as "pad_and_crop(4)|flip", `apply` runs it over a batch. Operations that change
+colours stand in `color`.
+
+Pixels stay uint8 between operations too: the half of a level that is lost to rounding matters to no network.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from cnn_research.data.color import color_jitter, lighting
 from cnn_research.errors import UserError, suggest
 
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
@@ -48,6 +53,89 @@ def random_crop(size: int) -> Augmentation:
     return augment
 
 
+def random_resized_crop(size: int, min_scale: float = 0.08, max_scale: float = 1.0) -> Augmentation:
+    """Crops a box of random area, proportions and place, and resizes it to size x size pixels.
+
+    Szegedy et al. 2015, "Going deeper with convolutions", section 6: between 8 and 100 % of the image's area, width to
+    height between 3/4 and 4/3. Drawn as torchvision's RandomResizedCrop draws: the area uniformly, the proportions
+    uniformly in their logarithm, up to ten times until the box fits into the image; should none fit, the largest
+    central box of these proportions. Resized with the antialiased bilinear filter of Pillow, see `resize`.
+
+    Args:
+      size: of the result, pixels.
+      min_scale, max_scale: bounds of the box's share of the image's area, 0 < min_scale <= max_scale <= 1.
+    """
+    _check_whole("size", size, 1)
+    if not 0 < min_scale <= max_scale <= 1:
+        raise ValueError(f"0 < min_scale <= max_scale <= 1 must hold, but they are {min_scale!r} and {max_scale!r}")
+
+    def augment(key, image):
+        height, width, _ = image.shape
+        shape_key, place_key = jax.random.split(key)
+        fits, boxes = _random_boxes(shape_key, height, width, (min_scale, max_scale), (3 / 4, 4 / 3))
+        central = jnp.array([min(height, round(width / (3 / 4))), min(width, round(height * 4 / 3))])
+        box = jnp.where(jnp.any(fits), boxes[jnp.argmax(fits)], central)
+        free = jnp.array([height, width]) - box
+        corner = jnp.where(jnp.any(fits), _random_below(place_key, free + 1), free // 2)
+        return _resample(image, corner, box, size)
+
+    return augment
+
+
+def resize(size: int) -> Augmentation:
+    """Resizes to size x size pixels with the antialiased bilinear filter, as Pillow and torchvision do.
+
+    Where it shrinks, the filter is as wide as the step between the pixels of the result, so that fine patterns don't
+    alias.
+    """
+    _check_whole("size", size, 1)
+
+    def augment(key, image):
+        return _resample(image, jnp.zeros(2, jnp.int32), jnp.array(image.shape[:2]), size)
+
+    return augment
+
+
+def cutout(size: int) -> Augmentation:
+    """Fills a square of size x size pixels, whose centre is uniformly random, with the image's mean colour.
+
+    DeVries & Taylor 2017, "Improved regularization of convolutional neural networks with cutout", who fill with zeros
+    after normalisation, that is with the mean of the dataset. The square may reach beyond the image.
+    """
+    _check_whole("size", size, 1)
+
+    def augment(key, image):
+        height, width, _ = image.shape
+        corner = _random_below(key, (height, width)) - size // 2
+        mean = jnp.round(jnp.mean(image.astype(jnp.float32), axis=(0, 1))).astype(jnp.uint8)
+        return jnp.where(_inside(image, corner, jnp.array([size, size])), mean, image)
+
+    return augment
+
+
+def random_erasing(probability: float) -> Augmentation:
+    """With this probability fills a random box with random pixels.
+
+    Zhong et al. 2020, "Random erasing data augmentation": the variant RE-R, their best, of one uniformly random value
+    for each pixel and channel. The box is drawn as torchvision does: 2 to 33 % of the area, height to width between 0.3
+    and 3.3, up to ten times until it is smaller than the image; should none be, nothing is erased.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must be at least 0 and at most 1, but is {probability!r}")
+
+    def augment(key, image):
+        height, width, _ = image.shape
+        chance_key, shape_key, place_key, noise_key = jax.random.split(key, 4)
+        fits, boxes = _random_boxes(shape_key, height - 1, width - 1, (0.02, 0.33), (1 / 3.3, 1 / 0.3), height * width)
+        box = boxes[jnp.argmax(fits)]
+        corner = _random_below(place_key, jnp.maximum(jnp.array([height, width]) - box + 1, 1))
+        erase = jnp.any(fits) & jax.random.bernoulli(chance_key, float(probability))
+        noise = jax.random.bits(noise_key, image.shape, jnp.uint8)
+        return jnp.where(erase & _inside(image, corner, box), noise, image)
+
+    return augment
+
+
 def flip() -> Augmentation:
     """Mirrors left and right with probability 1/2."""
 
@@ -78,6 +166,66 @@ def _random_below(key: jax.Array, bounds: Sequence[int]) -> jax.Array:
     return (bits % jnp.asarray(bounds, jnp.uint32)).astype(jnp.int32)
 
 
+def _random_boxes(
+    key: jax.Array,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    area: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws ten boxes: a uniformly random share of the area, and width to height uniformly random in its logarithm.
+
+    Args:
+      key: of the draw.
+      height, width: what a box must fit into.
+      scale, ratio: bounds.
+      area: of which the box takes its share; None = height * width.
+
+    Returns:
+      bool[10], whether it fits, and int32[10, 2], height and width.
+    """
+    scale_key, ratio_key = jax.random.split(key)
+    areas = (area or height * width) * jax.random.uniform(scale_key, (10,), minval=scale[0], maxval=scale[1])
+    log_ratio = jax.random.uniform(ratio_key, (10,), minval=math.log(ratio[0]), maxval=math.log(ratio[1]))
+    sides = jnp.sqrt(areas) * jnp.exp(jnp.array([[-0.5], [0.5]]) * log_ratio)
+    boxes = jnp.round(sides).astype(jnp.int32).T
+    return jnp.all((boxes > 0) & (boxes <= jnp.array([height, width])), axis=1), boxes
+
+
+def _inside(image: jax.Array, corner: jax.Array, box: jax.Array) -> jax.Array:
+    """bool[H, W, 1]: which pixels lie in a box of `box` = (height, width) at `corner` = (top, left)."""
+    rows, columns = (
+        (jnp.arange(n) >= start) & (jnp.arange(n) < start + length)
+        for n, start, length in zip(image.shape[:2], corner, box, strict=True)
+    )
+    return (rows[:, None] & columns[None, :])[..., None]
+
+
+def _resample(image: jax.Array, corner: jax.Array, box: jax.Array, size: int) -> jax.Array:
+    """Resizes a box of an image to size x size: uint8[H, W, C] -> uint8[size, size, C]. The box need not be static.
+
+    As Pillow crops and then resizes: the triangle filter, widened where it shrinks, sees the box alone.
+    `jax.image.scale_and_translate` would let pixels beside the box in.
+    """
+
+    def weights(n: int, start: jax.Array, length: jax.Array) -> jax.Array:
+        """float32[size, n]: of each input pixel in each output pixel."""
+        step = length / size
+        centres = start + (jnp.arange(size) + 0.5) * step
+        pixels = jnp.arange(n)
+        distance = jnp.abs(pixels[None, :] + 0.5 - centres[:, None]) / jnp.maximum(step, 1.0)
+        triangle = jnp.where((pixels >= start) & (pixels < start + length), jnp.maximum(0.0, 1.0 - distance), 0.0)
+        return triangle / jnp.sum(triangle, axis=1, keepdims=True)
+
+    rows, columns = (weights(n, s, m) for n, s, m in zip(image.shape[:2], corner, box, strict=True))
+    pixels = image.astype(jnp.float32)
+    # Some devices would otherwise multiply with 8 bits, and the result would differ between devices by whole levels.
+    pixels = jnp.einsum("yi,ijc->yjc", rows, pixels, precision=jax.lax.Precision.HIGHEST)
+    pixels = jnp.einsum("xj,yjc->yxc", columns, pixels, precision=jax.lax.Precision.HIGHEST)
+    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+
+
 def _check_whole(name: str, value: int | float, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of pixels, {least} or more, but is {value!r}")
@@ -86,9 +234,15 @@ def _check_whole(name: str, value: int | float, least: int) -> None:
 # The operations by the name they have in a pipeline's text.
 OPERATIONS: dict[str, Callable[..., Augmentation]] = {
     "pad_and_crop": pad_and_crop,
-    "random_crop": random_crop,
-    "flip": flip,
     "shift": shift,
+    "random_crop": random_crop,
+    "random_resized_crop": random_resized_crop,
+    "resize": resize,
+    "flip": flip,
+    "color_jitter": color_jitter,
+    "lighting": lighting,
+    "cutout": cutout,
+    "random_erasing": random_erasing,
 }
 
 _CALL = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\))?\s*")
@@ -101,7 +255,7 @@ def parse(text: str) -> Augmentation:
       text: such as "pad_and_crop(4)|flip". Arguments are numbers; an operation without arguments needs no parentheses.
 
     Returns:
-      A pure function (key, image uint8[H, W, C]) -> uint8[H, W, C]. Each operation draws from a key of its own.
+      A pure function (key, image uint8[H, W, C]) -> uint8[H', W', C]. Each operation draws from a key of its own.
 
     Raises:
       UserError: for an unknown operation or arguments that don't fit it; the message lists what is known.
@@ -138,7 +292,7 @@ def apply(pipeline: Augmentation, key: jax.Array, positions: jax.Array, images: 
       images: uint8[b, H, W, C].
 
     Returns:
-      uint8[b, H, W, C].
+      uint8[b, H', W', C].
     """
 
     def augment_one(position, image):
