@@ -1,4 +1,5 @@
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cnn_research.data import order
+from cnn_research.data.decode import BrokenImage
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
@@ -204,3 +206,59 @@ def test_reports_what_it_loaded(digits, caplog):
     with caplog.at_level(logging.INFO, logger="absl"):
         ResidentFeed(digits)
     assert "digits test: 360 images of 8x8x1 (0.0 MB) in" in caplog.text
+
+
+@pytest.fixture
+def with_broken(tmp_path):
+    """A folder of 40 images of which three can't be read, two of them neighbours; returns its training source."""
+    for number in range(50):
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    source = open_source(f"folder:{tmp_path}/set", "train")
+    broken = [7, 8, 39]
+    for index in broken[1:]:
+        open(source.where(index), "w").close()
+    os.remove(source.where(7))
+    return source, broken
+
+
+def test_a_broken_image_stops_or_is_skipped(with_broken, tmp_path, caplog):
+    source, broken = with_broken
+    with pytest.raises(BrokenImage) as error:
+        ResidentFeed(source, cache=str(tmp_path / "cache"))
+    assert any(source.where(index) in str(error.value) for index in broken)
+
+    for _ in range(2):  # the second time from the cache
+        feed = ResidentFeed(source, on_error="skip", cache=str(tmp_path / "cache"))
+        assert feed.skipped == [source.where(index) for index in broken]
+        assert feed.num_examples == 40 and source.where(39) in caplog.text
+        for index in range(40):  # the next one that can be read stands in, and nothing else moves
+            readable = {7: 9, 8: 9, 39: 0}.get(index, index)
+            np.testing.assert_array_equal(feed.arrays["image"][index], source[readable]["image"])
+            assert feed.arrays["label"][index] == source[readable]["label"]
+        batches = list(feed.eval_batches(16))
+        counted = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+        np.testing.assert_array_equal(counted, [i for i in range(40) if i not in broken])
+    with pytest.raises(BrokenImage):  # what was skipped once is told again
+        ResidentFeed(source, cache=str(tmp_path / "cache"))
+
+
+def test_nothing_but_broken_images(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    for options in ({}, {"image_size": 4}):
+        with pytest.raises(UserError, match="None of the 2 images of 'folder:.*' train can be read"):
+            ResidentFeed(open_source(f"folder:{tmp_path}", "train"), on_error="skip", **options)
+
+
+def test_shares_make_up_the_batch(feed):
+    whole = next(feed.train_batches(3, 24))
+    parts = [next(feed.train_batches(3, 24, slice(start, start + 8))) for start in (0, 8, 16)]
+    for name in whole:
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+    parts = [list(feed.eval_batches(100, slice(start, start + 50))) for start in (0, 50)]
+    for *pieces, batch in zip(*parts, feed.eval_batches(100), strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), batch[name])
