@@ -147,6 +147,10 @@ class StreamingFeed:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # in a notebook nobody has; Grain asks for flags of its own here
             dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+            # Through pipes and not shared memory, which is no faster with chunks of this size, and of which some stays
+            # behind until the process ends whenever an iterator is closed.
+            options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers))
             dataset = dataset.mp_prefetch(options, worker_init_fn=_die_with_parent)
         else:
