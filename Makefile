@@ -85,7 +85,7 @@ endif
 	@sh -c "$$INSTALL" install .venv-oldest "$(OLDEST_PYTHON)" "$(OLDEST_PYTHONS)" -e '.[dev]' -c constraints/oldest.txt
 	@touch $@
 
-.PHONY: help train test test-zoo lint format test-oldest clean FORCE
+.PHONY: help train test test-zoo test-smoke lint format test-oldest clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -94,10 +94,13 @@ train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG=, WORKDIR= anot
 	.venv/bin/python experiments/train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: .venv/dev ## run the tests; ARGS= for pytest, such as -k lenet
-	.venv/bin/python -m pytest -q -m "not zoo" $(ARGS)
+	.venv/bin/python -m pytest -q -m "not zoo and not smoke" $(ARGS)
 
 test-zoo: .venv/dev ## run the tests of the large networks
 	.venv/bin/python -m pytest -q -m zoo $(ARGS)
+
+test-smoke: .venv/dev ## train two steps of every config on generated images
+	.venv/bin/python -m pytest -q -m smoke $(ARGS)
 
 lint: .venv/dev ## check style, formatting and the direction of imports
 	.venv/bin/python -m ruff check
@@ -109,7 +112,7 @@ format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff format
 
 test-oldest: .venv-oldest/dev ## run the tests with the oldest supported versions of everything
-	.venv-oldest/bin/python -m pytest -q -m "not zoo" $(ARGS)
+	.venv-oldest/bin/python -m pytest -q -m "not zoo and not smoke" $(ARGS)
 
 clean: ## remove environments, caches and build outputs; runs/ stays
 	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -160,6 +160,40 @@ def base_config() -> ConfigDict:
     return config.lock()
 
 
+# --------------------------------------------------------------------------------------------- smoke runs
+
+
+def is_smoke(mode: str) -> bool:
+    """Reads the mode that a config file's `get_config` is given, "smoke" in --config=file.py:smoke.
+
+    Raises:
+        UserError: it is neither "smoke" nor absent.
+    """
+    if mode not in ("", "smoke"):
+        raise UserError(f"there is no mode {mode!r} of this experiment, only 'smoke'.{suggest(mode, ['smoke'])}")
+    return mode == "smoke"
+
+
+def shrink(config: ConfigDict, image_size: int) -> ConfigDict:
+    """Makes an experiment a smoke run: two steps and an evaluation on generated images, on any machine, in seconds.
+
+    What decides which code runs stays as it is: network, augmentation, loss, optimizer, schedule, evaluation protocol.
+    Sizes in pixels are the config's own to scale, to the smallest that the network takes.
+
+    Args:
+        config: of the experiment, changed in place and returned.
+        image_size: pixels of the generated images.
+    """
+    config.dataset.name = f"shapes:{image_size}"
+    config.dataset.train_split = "train[:32]"
+    config.dataset.eval_split = config.dataset.test_split = "test[:24]"  # the last batch of two is padded
+    config.batch_size = config.eval_batch_size = 16
+    config.duration = config.eval_every = config.checkpoint.every = "2st"
+    config.log_every = "1st"
+    config.schedule.boundaries = ("1st",)
+    return config
+
+
 # ----------------------------------------------------------------------------------------------- durations
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ep|st|ex|%)")

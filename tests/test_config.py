@@ -1,10 +1,7 @@
-import ast
-import importlib.util
 import inspect
 import json
 import re
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,8 +19,6 @@ from cnn_research.models import layers, registry, resnet
 from cnn_research.training import losses, metrics, optimizers
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.setup import Experiment, open_feeds
-
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments" / "configs").glob("*.py"))
 
 
 def set_field(config, field, value):
@@ -519,29 +514,3 @@ def accepts(field, value):
     except TypeError:
         return False
     return True
-
-
-# --------------------------------------------------------------------------------------- the experiments
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
-def test_there_are_experiments():
-    assert len(EXPERIMENTS) >= 2
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment(path):
-    config = load(path)
-    validate(config, num_devices=8)
-    assert config.is_locked and config.model.is_locked
-    assert set(configs.flatten(config.to_dict())) == set(configs.flatten(base_config().to_dict()))
-    assert from_json(to_json(config)).to_dict() == config.to_dict()
-    assert ast.get_docstring(ast.parse(path.read_text()))
-    # A line that repeats the default says something that isn't so: that the experiment differs in it.
-    assert differences(base_config(), config)

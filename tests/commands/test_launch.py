@@ -51,6 +51,14 @@ def test_config_file_that_returns_something_else(tmp_path, body):
         launch._checked_overrides(["train.py", f"--config={tmp_path}/mine.py"])
 
 
+def test_mode_that_the_config_does_not_have():
+    path = Path(__file__).parents[2] / "experiments" / "configs" / "lenet5_digits.py"
+    assert launch._load(f"{path}:smoke").duration == "2st"
+    with pytest.raises(UserError, match=r"lenet5_digits\.py, line \d+: .*no mode 'smok'") as error:
+        launch._load(f"{path}:smok")
+    assert "\n" not in str(error.value)
+
+
 def test_console_shows_this_package_and_warnings(capsys):
     """A checkout may stand in a folder of the package's name, with the environment of all others inside."""
     root = logging.getLogger()
