@@ -6,7 +6,9 @@ that knows Grain. It is imported lazily: sets that are resident need not wait fo
 """
 
 import dataclasses
+import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -152,7 +154,7 @@ class StreamingFeed:
             options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-ahead // workers))
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_die_with_parent)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
         else:
             options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers and ahead + workers)
             dataset = dataset.to_iter_dataset(options)
@@ -310,13 +312,14 @@ class _Chunks:
         return {"image": images, "label": labels, **extra, "broken": np.array(broken, np.int64)}
 
 
-def _die_with_parent(*_: Any) -> None:
-    """Lets a worker process end when the process that it works for is killed: Grain's own would wait for ever."""
-    import multiprocessing.connection
-
+def _start_worker(*_: Any) -> None:
+    """Prepares a worker process for the end of the process that it works for, which is the only one that ends it."""
+    # Ctrl-C and many schedulers signal all processes of a run; the main one still needs batches until it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def watch() -> None:
+    def watch() -> None:  # Grain's own worker would wait for ever for a parent that was killed
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 

@@ -21,7 +21,7 @@ class Script:
     def __init__(self, cache: Path):
         self._cache = cache
 
-    def start(self, name: str, *flags: str, devices: int = 1) -> subprocess.Popen:
+    def start(self, name: str, *flags: str, devices: int = 1, **options) -> subprocess.Popen:
         """Starts a script; a train.py uses this session's own caches, not the user's."""
         caches = {"compilation_cache": self._cache / "xla", "dataset.cache": self._cache / "data"}
         given = {flag.partition("=")[0] for flag in flags}
@@ -34,6 +34,7 @@ class Script:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **options,
         )
 
     def run(self, name: str, *flags: str, devices: int = 1, code: int = 0) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Runs on a folder of images: both feeds, killed and resumed, with broken images among them."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -69,6 +70,23 @@ def test_killed_and_resumed_with_other_workers(run, script, results, read_rows, 
     process.communicate()
     run(folder, "--config.dataset.workers=0", workdir=tmp_path / "run")
     assert_same(results(tmp_path / "run"), results(whole))
+
+
+def test_a_signal_to_all_processes_of_a_run_lets_it_save(script, read_rows, folder, tmp_path):
+    """As Ctrl-C in a terminal: the workers get it too."""
+    flags = [*flags_for(folder), "--config.dataset.workers=1", "--config.dataset.worker_kind=processes"]
+    flags += ["--config.duration=100000st", f"--workdir={tmp_path / 'run'}"]
+    process = script.start("train", *script.tiny, *flags, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not read_rows(tmp_path / "run") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "preempted at step" in err and "Traceback" not in err, err
+    with pytest.raises(ProcessLookupError):  # nobody is left of the group, at latest after a moment
+        while time.monotonic() < deadline + 60:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_broken_images(run, results, folder, tmp_path):
