@@ -48,11 +48,13 @@ class ResidentFeed:
       image_shape: (H, W, C).
       classes: the name of each label.
       ahead: how many steps the host may run ahead of the devices; None for any number, as batches take no memory.
+      prefetch: how many batches to copy to the devices before they are needed.
       skipped: the paths of the images that could not be read. In training the next example that can be takes the place
         of each, so that nothing else moves; evaluation masks them out.
     """
 
     ahead = None
+    prefetch = 0
 
     def __init__(
         self,

@@ -38,10 +38,12 @@ class StreamingFeed:
       image_shape: (H, W, C).
       classes: the name of each label.
       ahead: how many steps the host may run ahead of the devices: each holds a batch of images in their memory.
+      prefetch: how many batches to copy to the devices before they are needed.
       skipped: the paths of the images that could not be read so far.
     """
 
     ahead = 4
+    prefetch = 2
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 feed.train_batches(first_step, config.batch_size, parallel.share(config.batch_size))
             ) as host_batches,
         ):
-            batches = parallel.prefetch(host_batches)
+            batches = parallel.prefetch(host_batches, feed.prefetch)
 
             def evaluate_on(split: str) -> dict[str, float]:
                 values = evaluate_feed(

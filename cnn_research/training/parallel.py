@@ -83,9 +83,16 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in batch.items()}
 
 
-def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
-    """Cuts batches (of this process's share) and copies them to the devices, two ahead of the one that is used."""
-    return jax_utils.prefetch_to_device(map(shard, batches), 2)
+def prefetch(batches: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, Any]]:
+    """Cuts batches (of this process's share) and copies them to the devices before they are needed.
+
+    Args:
+        batches: on the host.
+        count: how many batches are on the devices, that in use included: 2 for images, whose copying takes longer than
+            asking for it does. 0 leaves it to the step: for a few numbers the asking would take half a millisecond.
+    """
+    shards = map(shard, batches)
+    return jax_utils.prefetch_to_device(shards, count) if count else shards
 
 
 def limit_ahead(results: Sequence[Any], ahead: int | None) -> None:

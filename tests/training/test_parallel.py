@@ -111,7 +111,7 @@ def test_prefetch_puts_batches_on_the_devices_in_order():
             asked.append(k)
             yield {"image": np.full((16, 2, 3), k, np.uint8), "label": np.arange(16)}
 
-    result = parallel.prefetch(batches())
+    result = parallel.prefetch(batches(), 2)
     first = next(result)
     assert asked == [0, 1]  # one is ready while the first is used
     assert first["image"].shape == (8, 2, 2, 3)
@@ -120,6 +120,13 @@ def test_prefetch_puts_batches_on_the_devices_in_order():
     assert [int(batch["image"][0, 0, 0, 0]) for batch in result] == [1, 2, 3, 4]
     total = parallel.pmap_step(lambda batch: jax.lax.psum(batch["label"].sum(), parallel.AXIS), donate_state=False)
     assert parallel.to_host(total(first)) == sum(range(16))
+
+
+def test_prefetch_of_nothing_leaves_batches_on_the_host():
+    batches = [{"index": np.arange(16) + k} for k in range(3)]
+    found = list(parallel.prefetch(iter(batches), 0))
+    assert all(type(batch["index"]) is np.ndarray and batch["index"].shape == (8, 2) for batch in found)
+    assert [batch["index"][0, 0] for batch in found] == [0, 1, 2]
 
 
 def test_limit_ahead_waits_for_the_step_before():
