@@ -18,7 +18,10 @@ from cnn_research.models import registry
 
 # The values that a field with a closed list may take. The code that reads the field has one branch for each.
 CHOICES = {
-    "dataset.feed": ("resident",),
+    "dataset.feed": ("auto", "resident", "streaming"),
+    "dataset.train_crop": ("none", "random_resized_crop"),
+    "dataset.worker_kind": ("threads", "processes"),
+    "dataset.on_error": ("stop", "skip"),
     "dataset.resize": ("stretch", "crop"),
     "dataset.interpolation": ("nearest", "bilinear", "bicubic"),
     "evaluation.crops": ("centre", "ten"),
@@ -35,6 +38,11 @@ CHOICES = {
 RESUMABLE = (
     "duration",
     "dataset.data_dir",
+    "dataset.feed",
+    "dataset.workers",
+    "dataset.worker_kind",
+    "dataset.on_error",
+    "dataset.cache",
     "eval_batch_size",
     "log_every",
     "eval_every",
@@ -77,16 +85,26 @@ def base_config() -> ConfigDict:
     config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
 
     config.dataset = ConfigDict()
-    # digits | shapes, "shapes:96" of 96x96 pixels | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
+    # digits | shapes, "shapes:96" of 96x96 pixels | folder:PATH: images in a folder for each class or a labels.csv
+    # | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
     config.dataset.name = "digits"
-    config.dataset.data_dir = ""  # folder of prepared TFDS datasets; "" = TFDS_DATA_DIR or ~/tensorflow_datasets
+    # Folder of prepared TFDS datasets, "" = TFDS_DATA_DIR or ~/tensorflow_datasets; a folder's PATH is relative to it.
+    config.dataset.data_dir = ""
     config.dataset.train_split = "train"  # a split or a part of one: "train[:90%]", "train[500:]"
     config.dataset.eval_split = "test"  # watched during training; the best checkpoint is chosen on it
     config.dataset.test_split = "test"  # results.json reports the final weights on it
-    config.dataset.feed = "resident"  # resident = the whole set lives in device memory as uint8
+    # resident: the whole set lives in device memory as uint8; streaming: images are decoded whenever they are needed;
+    # auto: resident if that takes at most a quarter of a device's memory
+    config.dataset.feed = "auto"  # auto | resident | streaming
     config.dataset.image_size = 0  # pixels: images are resized to this square; 0 = as they are
     config.dataset.resize = "stretch"  # to that square: stretch | crop (shorter side to image_size, central square)
     config.dataset.interpolation = "bilinear"  # of that resize: nearest | bilinear | bicubic
+    # In training, in place of dataset.resize; streaming only. Of 8-100 % of the area, with an aspect ratio of 3/4-4/3.
+    config.dataset.train_crop = "none"  # none | random_resized_crop
+    config.dataset.on_error = "stop"  # an image that can't be read: stop | skip (and list it in results.json)
+    config.dataset.workers = -1  # streaming: how many decode at once; 0 = in the loop's own thread, -1 = one a core
+    config.dataset.worker_kind = "threads"  # streaming: threads | processes (in training; evaluation has threads)
+    config.dataset.cache = "~/.cache/cnn_research/data"  # resident: folder for decoded sets, up to 10 GB; "" = none
     config.dataset.mean = (0.0,)  # of the pixels scaled to [0, 1], one value or one a channel; subtracted
     config.dataset.std = (1.0,)  # likewise, > 0; divided by
 
@@ -263,6 +281,10 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     require(config.batch_size >= 1, "batch_size", "must be at least 1")
     require(config.eval_batch_size >= 1, "eval_batch_size", "must be at least 1")
     require(config.dataset.image_size >= 0, "dataset.image_size", "must be at least 0 (0 = as the images are)")
+    require(config.dataset.workers >= -1, "dataset.workers", "must be at least -1 (-1 = one a core)")
+    if config.dataset.train_crop == "random_resized_crop":
+        require(config.dataset.image_size > 0, "dataset.train_crop", "needs a dataset.image_size for the crops")
+        require(config.dataset.feed != "resident", "dataset.train_crop", "needs dataset.feed=streaming or auto")
     evaluation = config.evaluation
     require(evaluation.image_size >= 0, "evaluation.image_size", "must be at least 0 (0 = dataset.image_size)")
     require(evaluation.crop_size >= 0, "evaluation.crop_size", "must be at least 0 (0 = whole images)")

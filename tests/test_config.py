@@ -1,6 +1,7 @@
 import inspect
 import json
 import re
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -12,11 +13,12 @@ from cnn_research.config import CHOICES, RESUMABLE, base_config, differences, fr
 from cnn_research.data import resize, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
+from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import layers, registry, resnet
 from cnn_research.training import losses, metrics, optimizers
 from cnn_research.training.checkpoints import Checkpoints
-from cnn_research.training.setup import Experiment
+from cnn_research.training.setup import Experiment, open_feeds
 
 
 def set_field(config, field, value):
@@ -109,6 +111,11 @@ BAD = [
     ("model.filters", (8,), "lenet5 has no such field"),
     ("dataset.feed", "ressident", "resident"),
     ("dataset.interpolation", "cubic", "bicubic"),
+    ("dataset.train_crop", "resized", "random_resized_crop"),
+    ("dataset.train_crop", "random_resized_crop", "image_size"),
+    ("dataset.on_error", "skipp", "skip"),
+    ("dataset.worker_kind", "process", "processes"),
+    ("dataset.workers", -2, "at least -1"),
     ("dataset.image_size", -1, "at least 0"),
     ("dataset.resize", "centre", "crop"),
     ("evaluation.image_size", -1, "at least 0"),
@@ -190,7 +197,7 @@ def test_validate_names_the_bad_field_in_one_line(field, value, what):
 
 
 def test_every_field_with_a_limit_is_in_the_table_of_bad_values():
-    free = {"dataset.name", "dataset.data_dir", "compilation_cache", "schedule.name"}
+    free = {"dataset.name", "dataset.data_dir", "dataset.cache", "compilation_cache", "schedule.name"}
     free |= {f"dataset.{use}_split" for use in ("train", "eval", "test")}
     fields = {f for f in configs.flatten(base_config().to_dict()) if not f.startswith("model.")}
     assert fields - free <= {field for field, _, _ in BAD}
@@ -266,6 +273,20 @@ def use_resize(value, digits, tmp_path):
     assert ResidentFeed(digits, image_size=9, how=value).image_shape == (9, 9, 1)
 
 
+def use_feed(value, digits, tmp_path):
+    (feed,) = open_feeds(changed(dataset__feed=value, dataset__cache=""), (), "test").values()
+    assert type(feed) is (StreamingFeed if value == "streaming" else ResidentFeed)
+
+
+def use_streaming(keyword):
+    def use(value, digits, tmp_path):
+        feed = StreamingFeed(digits, image_size=9, workers=1, **{keyword: value})
+        with closing(feed.train_batches(0, 2)) as batches:
+            assert next(batches)["image"].shape == (2, 9, 9, 1)
+
+    return use
+
+
 def use_crops(value, digits, tmp_path):
     assert len(views.make_views(np.zeros((1, 8, 8, 1), np.uint8), crop_size=6, crops=value)) in (1, 10)
 
@@ -310,7 +331,10 @@ def use_best_metric(value, digits, tmp_path):
 
 
 READERS = {
-    "dataset.feed": lambda *args: use_experiment(*args, "dataset.feed"),
+    "dataset.feed": use_feed,
+    "dataset.train_crop": use_streaming("crop"),
+    "dataset.worker_kind": use_streaming("worker_kind"),
+    "dataset.on_error": use_streaming("on_error"),
     "dataset.interpolation": use_interpolation,
     "dataset.resize": use_resize,
     "evaluation.crops": use_crops,
@@ -448,6 +472,11 @@ def test_json_that_is_not_a_config(text, words):
 ANOTHER = {
     "duration": "1st",
     "dataset.data_dir": "elsewhere",
+    "dataset.feed": "streaming",
+    "dataset.workers": 3,
+    "dataset.worker_kind": "processes",
+    "dataset.on_error": "skip",
+    "dataset.cache": "",
     "eval_batch_size": 1,
     "log_every": "1st",
     "eval_every": "1st",

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 EXTRAS = [Requirement(line) for name in ("cuda", "tpu") for line in PROJECT["project"]["optional-dependencies"][name]]
 
-# The one place, as a prefix of the path in the package, where each of these may be used.
+# The places, as prefixes of the path in the package, where each of these may be used.
 PLACES = {
     "jax.pmap": "training/parallel.py",
     "jax.distributed": "training/parallel.py",
@@ -27,7 +27,7 @@ PLACES = {
     "print": "commands/",
     "sys.exit": "commands/",
     "absl.app": "commands/",
-    "absl.flags": "commands/",
+    "absl.flags": ("commands/", "data/streaming.py"),  # Grain's processes refuse to start with unparsed flags
 }
 
 

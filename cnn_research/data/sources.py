@@ -1,29 +1,28 @@
 """Sources of examples: `open_source(name, split)` gives random access to {"image", "label"}, whatever the dataset.
 
     digits           the 1,797 scans that scikit-learn ships: nothing to download
+    folder:PATH      one's own images, in a folder for each class or with a labels.csv
     shapes           circles, squares, triangles and crosses that are drawn as they are read; "shapes:96" for 96x96
     any TFDS name    "mnist", "mnist:3.0.1", "dataset/config:1.0.0", prepared as array_record; TensorFlow isn't needed
 
-This is the only file that knows TensorFlow Datasets. It is imported lazily, because that takes half a second.
+Here stand the contract, parts of splits, and the digits; the others have files of their own.
 """
 
 import dataclasses
 import functools
 import importlib.util
-import io
-import json
-import operator
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
-from cnn_research.data import order, shapes
-from cnn_research.errors import UserError, suggest
+from cnn_research.data import decode, folder, order, shapes, tfds
+from cnn_research.data.decode import BrokenImage
+from cnn_research.data.splits import check_split, checked, parse_split, split_range
+from cnn_research.errors import UserError
 
 Example = dict[str, Any]
 
@@ -50,7 +49,7 @@ class Source(Protocol):
 
         Raises:
           IndexError: unless 0 <= index < len(self).
-          UserError: for an image that can't be decoded.
+          BrokenImage: for an image that is missing or can't be decoded.
         """
         ...
 
@@ -58,18 +57,107 @@ class Source(Protocol):
         """Returns the examples of `indices`: for many at once, much faster than one by one."""
         ...
 
+    # Sources whose images are files also have
+    #
+    #     read_images(indices) -> list[tuple[PIL.Image.Image, int]]: the same, before the pixels become an array;
+    #     where(index) -> str: the path of an image, or another name for it;
+    #     identity() -> Any: JSON that changes whenever the pixels or labels do, so that they can be cached.
+
+
+def read_images(source: Source, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
+    """Reads examples as (image of mode "L" or "RGB", label), for those who resize the images before all else.
+
+    Making an array of a photograph and an image of that again would take a tenth of the time of decoding and resizing.
+
+    Raises:
+      as `Source.__getitem__`.
+    """
+    if hasattr(source, "read_images"):
+        return source.read_images(indices)
+    return [(decode.from_array(example["image"]), example["label"]) for example in source.__getitems__(indices)]
+
+
+def where(source: Source, index: int) -> str:
+    """Returns an image's path, or another name for it, for messages."""
+    return source.where(index) if hasattr(source, "where") else f"{index} of {source.name!r} {source.split}"
+
+
+def identity(source: Source) -> Any:
+    """Returns JSON that changes whenever the pixels or labels of a source do; None if it isn't worth caching."""
+    return source.identity() if hasattr(source, "identity") else None
+
+
+def check_label(source: Source, index: int, label: int) -> None:
+    """Raises UserError for a label without a class, such as the -1 by which TFDS marks what a test set withholds."""
+    if not 0 <= label < len(source.classes):
+        raise UserError(
+            f"Example {index} of {source.name!r} {source.split} has the label {label}, but the labels "
+            f"of {len(source.classes)} classes are 0 to {len(source.classes) - 1}. Choose a split with labels."
+        )
+
+
+def read_or_skip(source: Source, index: int, on_error: str) -> tuple[Image.Image, int] | None:
+    """Reads one example as `read_images` does; None if it can't be read and on_error is "skip"."""
+    try:
+        return read_images(source, [index])[0]
+    except BrokenImage:
+        if on_error != "skip":
+            raise
+        return None
+
+
+def next_readable(source: Source, index: int, on_error: str) -> tuple[int, Image.Image, int]:
+    """Returns the first example from `index` on, cyclically, that can be read: it stands in for a broken one.
+
+    Returns:
+      (index, image, label).
+
+    Raises:
+      UserError: none can.
+    """
+    for offset in range(len(source)):
+        found = (index + offset) % len(source)
+        example = read_or_skip(source, found, on_error)
+        if example:
+            return found, *example
+    raise UserError(f"None of the {len(source)} images of {source.name!r} {source.split} can be read.")
+
+
+def shape_of(source: Source, image_size: int = 0, on_error: str = "stop") -> tuple[int, int, int]:
+    """Returns the (H, W, C) of a source's images when they are resized to a square of `image_size`, 0 for not at all.
+
+    Where the images have sizes of their own, that of the first one is taken for all.
+
+    Raises:
+      as `next_readable`.
+    """
+    height, width, channels = source.image_shape
+    if image_size:
+        height = width = image_size
+    elif height is None or width is None:
+        _, image, _ = next_readable(source, 0, on_error)
+        height, width = image.height, image.width
+    return height, width, channels
+
+
+def report_skipped(source: Source, indices: Sequence[int]) -> None:
+    """Logs that images were left out."""
+    paths = ", ".join(where(source, index) for index in list(indices)[:5])
+    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    logging.warning("skipped %d image(s) that can't be read: %s%s", len(indices), paths, more)
+
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
     """Opens one split of a dataset.
 
     Args:
-      name: "digits"; "shapes" or "shapes:96"; or the name of a TFDS dataset: "mnist", "mnist:3.0.1",
-        "dataset/config:1.0.0". Without a version the newest one that is prepared is read.
+      name: "digits"; "shapes" or "shapes:96"; "folder:PATH", see `folder.open_folder`; or the name of a TFDS dataset:
+        "mnist", "mnist:3.0.1", "dataset/config:1.0.0". Without a version the newest one that is prepared is read.
       split: a split's name and optionally a range of it in percent or examples: "train", "train[:90%]", "train[-500:]".
         Percentages are rounded to the closest example, so "train[:90%]" and "train[90%:]" neither overlap nor leave
         a gap.
-      data_dir: the TFDS folder, also gs://...; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets. The digits need
-        and the shapes need none.
+      data_dir: the TFDS folder, also gs://...; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets. A folder's PATH
+        is relative to it. The digits and the shapes need none.
 
     Raises:
       UserError: for a dataset that isn't prepared or can't be read as labelled images, an unknown split, or a range
@@ -80,67 +168,14 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         source = _open_digits(base_split)
     elif shapes.is_shapes(name):
         source = shapes.open_shapes(name, base_split)
+    elif name.startswith(folder.PREFIX):
+        source = folder.open_folder(name, base_split, data_dir)
     else:
-        source = _open_tfds(name, base_split, data_dir)
+        source = tfds.open_tfds(name, base_split, data_dir)
     start, stop = split_range(split, first, last, len(source))
     if start >= stop:
         raise UserError(f"The split {split!r} of {name!r} is empty: {base_split!r} has {len(source)} examples.")
     return source if split == base_split else _Range(source, split, start, stop)
-
-
-# Sub-splits -----------------------------------------------------------------------------------------------------------
-
-_SPLIT = re.compile(r"(?P<name>[\w-]+)(?P<range>\[(?P<first>[^:\[\]]*):(?P<last>[^:\[\]]*)\])?")
-_BOUND = re.compile(r"-?\d+|-?\d+(\.\d+)?%|")
-
-
-def parse_split(text: str) -> tuple[str, str, str]:
-    """Splits "train[10%:90%]" into ("train", "10%", "90%"); a bound that isn't given is "".
-
-    The syntax is that of TFDS, without its sums ("train+test") and shards.
-
-    Raises:
-      UserError: if the text doesn't follow the syntax.
-    """
-    match = _SPLIT.fullmatch(text)
-    first, last = (match["first"] or "", match["last"] or "") if match else ("", "")
-    bounds = [bound for bound in (first, last) if bound]
-    # TFDS reads "[10%:500]" as percentages on both sides, which is hardly what anyone means.
-    mixed = len({bound.endswith("%") for bound in bounds}) == 2
-    if not match or not all(_BOUND.fullmatch(bound) for bound in bounds) or mixed:
-        raise UserError(
-            f"Can't read the split {text!r}: write a name and at most one range, in percent or in examples, "
-            "such as 'train', 'train[:90%]', 'train[90%:]', 'train[100:200]' or 'train[-500:]'."
-        )
-    return match["name"], first, last
-
-
-def split_range(text: str, first: str, last: str, num_examples: int) -> tuple[int, int]:
-    """Returns the range [start, stop) of examples that the bounds of a sub-split stand for.
-
-    Args:
-      text: the whole split, for messages.
-      first: lower bound: "", "100", "-500", "10%" or "-10%"; negative ones count from the end.
-      last: upper bound, likewise.
-      num_examples: of the whole split.
-
-    Raises:
-      UserError: if a bound reaches beyond the split.
-    """
-
-    def position(bound: str, default: int) -> int:
-        if not bound:
-            return default
-        if bound.endswith("%"):
-            # The rounding of TFDS ("closest"): Python's, halves to even.
-            offset = round(float(bound[:-1]) * num_examples / 100)
-        else:
-            offset = int(bound)
-        if abs(offset) > num_examples:
-            raise UserError(f"The split {text!r} reaches beyond the {num_examples} examples that it is a part of.")
-        return num_examples + offset if bound.startswith("-") else offset
-
-    return position(first, 0), position(last, num_examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,23 +203,20 @@ class _Range:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[self.start + _checked(index, len(self))]
+        return self.source[self.start + checked(index, len(self))]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        return self.source.__getitems__([self.start + _checked(index, len(self)) for index in indices])
+        return self.source.__getitems__([self.start + checked(index, len(self)) for index in indices])
 
+    def read_images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
+        return read_images(self.source, [self.start + checked(index, len(self)) for index in indices])
 
-def _check_split(name: str, split: str, splits: list[str]) -> None:
-    if split not in splits:
-        raise UserError(f"Unknown split {split!r} of {name!r}: it has {', '.join(splits)}.{suggest(split, splits)}")
+    def where(self, index: int) -> str:
+        return where(self.source, self.start + index)
 
-
-def _checked(index: int, length: int) -> int:
-    """Returns `index` as a Python int. Raises IndexError out of [0, length), which also ends a plain `for` loop."""
-    index = operator.index(index)
-    if not 0 <= index < length:
-        raise IndexError(f"Example {index} of a source with {length} examples.")
-    return index
+    def identity(self) -> Any:
+        whole = identity(self.source)
+        return whole and [whole, self.start, self.stop]
 
 
 # Digits ---------------------------------------------------------------------------------------------------------------
@@ -205,7 +237,7 @@ class _Digits:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        index = _checked(index, len(self))
+        index = checked(index, len(self))
         return {"image": self.images[index], "label": int(self.labels[index])}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
@@ -213,7 +245,7 @@ class _Digits:
 
 
 def _open_digits(split: str) -> _Digits:
-    _check_split("digits", split, ["train", "test"])
+    check_split("digits", split, ["train", "test"])
     images, labels = _read_digits()
     # A fixed shuffle: the scans come writer by writer, and a sub-split such as train[90%:] should be a fair sample.
     shuffled = order.epoch_permutation(0, 0, len(labels))
@@ -238,147 +270,3 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     table = np.loadtxt(path, dtype=np.uint8, delimiter=",")  # 64 intensities from 0 to 16, then the label
     images = np.round(table[:, :64] * (255 / 16)).astype(np.uint8)
     return images.reshape(-1, 8, 8, 1), table[:, 64]
-
-
-# TensorFlow Datasets --------------------------------------------------------------------------------------------------
-
-_TFDS_NAME = re.compile(r"(?P<dataset>[a-zA-Z_]\w*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Tfds:
-    """A split of a TFDS dataset, decoded by ourselves.
-
-    TFDS's own decoder, when TensorFlow is absent, is wrong for palette, RGBA and CMYK images, and unpacks a record ten
-    times slower than this does.
-    """
-
-    name: str
-    split: str
-    classes: tuple[str, ...]
-    image_shape: tuple[int | None, int | None, int]
-    records: Any  # array_record's data source: serialised tf.train.Example protos
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        indices = [_checked(index, len(self)) for index in indices]
-        if not indices:
-            return []
-        return [self._decode(*pair) for pair in zip(self.records.__getitems__(indices), indices, strict=True)]
-
-    def _decode(self, record: bytes, index: int) -> Example:
-        features = _tf_example().FromString(record).features.feature
-        mode = "L" if self.image_shape[2] == 1 else "RGB"
-        try:
-            image = Image.open(io.BytesIO(features["image"].bytes_list.value[0]))
-            image = image if image.mode == mode else image.convert(mode)
-            # Twice as fast as np.asarray(image) for small images.
-            pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, self.image_shape[2])
-        except (OSError, SyntaxError, IndexError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-            raise UserError(
-                f"Can't decode image {index} of {self.name!r} {self.split}: {error}. Prepare it anew."
-            ) from error
-        return {"image": pixels, "label": features["label"].int64_list.value[0]}
-
-
-@functools.cache
-def _tf_example():
-    from tensorflow_datasets.proto import tf_example_pb2  # the tf.train.Example proto without TensorFlow
-
-    return tf_example_pb2.Example
-
-
-def _open_tfds(name: str, split: str, data_dir: str) -> _Tfds:
-    folder = _prepared_folder(name, data_dir)
-
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
-    _check_split(name, split, list(builder.info.splits))
-    if builder.info.splits[split].num_examples == 0:
-        raise UserError(f"The split {split!r} of {name!r} is empty.")
-
-    features = builder.info.features
-    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"": features}
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel) or not label.names:
-        raise UserError(
-            f"{name!r} isn't a dataset of labelled images: it needs a feature 'image' (an image) and a feature 'label' "
-            f"(a class), but has {', '.join(f'{key} ({type(f).__name__})' for key, f in features.items())}."
-        )
-    if image.np_dtype != np.uint8:  # `dtype` would import TensorFlow
-        raise UserError(f"The images of {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are supported.")
-    height, width, channels = image.shape
-
-    try:
-        records = builder.as_data_source(split).data_source
-    except ImportError as error:
-        raise UserError(f"Reading {name!r} needs array_record: pip install array_record ({error}).") from error
-    return _Tfds(name, split, tuple(label.names), (height, width, 1 if channels == 1 else 3), records)
-
-
-def _prepared_folder(name: str, data_dir: str):
-    """Returns the `epath.Path` of a dataset's folder, data_dir/dataset[/config]/version, prepared as array_record."""
-    from etils import epath
-
-    match = _TFDS_NAME.fullmatch(name)
-    if not match:
-        raise UserError(
-            f"Can't read the dataset name {name!r}: write 'digits' or the name of a TFDS dataset, such as 'mnist', "
-            "'mnist:3.0.1' or 'dataset/config:1.0.0'."
-        )
-    dataset, config, version = match["dataset"], match["config"], match["version"]
-    root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    folder = root / dataset
-
-    if not config and not _versions(folder):
-        # A dataset with configs has one more level of folders. Which config is the default only its code knows.
-        configs = [child.name for child in _children(folder) if _versions(child)]
-        if len(configs) > 1:
-            choices = ", ".join(f"{dataset}/{choice}" for choice in configs)
-            raise UserError(f"{name!r} in {root} has several configs; choose one of {choices}.")
-        config = configs[0] if configs else None
-    if config:
-        folder = folder / config
-
-    versions = _versions(folder)
-    if not versions or (version and version not in versions):
-        datasets = [child.name for child in _children(root) if any(map(_versions, [child, *_children(child)]))]
-        found = f"versions {', '.join(versions)}" if versions else ", ".join(datasets) or "no dataset"
-        hint = "" if versions else suggest(dataset, ["digits", *datasets])
-        raise UserError(
-            f"The dataset {name!r} is not prepared in {root} (there is {found}).{hint} "
-            f"Prepare it once with: {_prepare_command(name, root)}"
-        )
-    folder = folder / (version or versions[-1])
-
-    # An absent field stands for the oldest format.
-    stored_as = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
-    if stored_as != "array_record":
-        raise UserError(
-            f"The dataset {name!r} in {folder} is stored as {stored_as}, which can't be read without TensorFlow. "
-            f"Remove that folder or choose another data_dir, and prepare it again with: {_prepare_command(name, root)}"
-        )
-    return folder
-
-
-def _prepare_command(name: str, root) -> str:
-    call = f"tfds.builder({name!r}, data_dir={os.fspath(root)!r}, file_format='array_record').download_and_prepare()"
-    return f'python -c "import tensorflow_datasets as tfds; {call}" (only preparing needs: pip install tensorflow)'
-
-
-def _children(folder) -> list:
-    """Returns the subfolders, by name; none where the folder doesn't exist."""
-    return sorted((c for c in folder.iterdir() if c.is_dir()), key=lambda c: c.name) if folder.is_dir() else []
-
-
-def _versions(folder) -> list[str]:
-    """Returns the prepared versions in a dataset's folder, oldest first."""
-    names = [c.name for c in _children(folder) if _VERSION.fullmatch(c.name) and (c / "dataset_info.json").exists()]
-    return sorted(names, key=lambda version: tuple(map(int, version.split("."))))

@@ -1,6 +1,7 @@
 """Training and evaluation as linear stories: devices, data, network, state, restore, steps, finish."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -10,13 +11,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cnn_research import config as configs
-from cnn_research.data.resident import ResidentFeed
 from cnn_research.errors import Diverged, Preempted, UserError
 from cnn_research.training import metrics, parallel
 from cnn_research.training import workdir as files
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.preemption import Preemption
-from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.setup import Experiment, Feed, open_feeds
 from cnn_research.training.state import count_parameters, digest
 from cnn_research.training.writers import Progress, Writer
 
@@ -79,7 +79,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         with (
             Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
             Progress(first_step, total_steps, config.batch_size, about) as progress,
+            closing(
+                feed.train_batches(first_step, config.batch_size, parallel.share(config.batch_size))
+            ) as host_batches,
         ):
+            batches = parallel.prefetch(host_batches, feed.prefetch)
 
             def evaluate_on(split: str) -> dict[str, float]:
                 values = evaluate_feed(
@@ -91,10 +95,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 return values
 
             while step < total_steps:
-                batch = parallel.shard(feed.train_batch(step, config.batch_size))
-                state, sums = p_train_step(state, arrays[train_split], batch, key)
+                state, sums = p_train_step(state, arrays[train_split], next(batches), key)
                 step += 1
                 pending.append(sums)  # left on the devices, so that the host can run ahead of them
+                parallel.limit_ahead(pending, feed.ahead)
 
                 ending = step == total_steps
                 leaving = preemption.requested and not ending
@@ -135,6 +139,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 "train_seconds": progress.totals()["seconds"],
                 "examples_per_second": progress.totals()["examples_per_second"],
                 "test": test,
+                "skipped": _skipped(feeds.values()),
                 "best": {name: best[name] for name in ("step", "accuracy")},
                 "devices": parallel.device_count(),
                 "platform": jax.default_backend(),
@@ -200,10 +205,8 @@ def evaluate(
     return values | {"split": split, "step": step}
 
 
-def evaluate_feed(
-    p_eval_step: Callable, variables: Any, arrays: Any, feed: ResidentFeed, batch_size: int
-) -> dict[str, float]:
-    """Evaluates a network on every example of a feed, each exactly once.
+def evaluate_feed(p_eval_step: Callable, variables: Any, arrays: Any, feed: Feed, batch_size: int) -> dict[str, float]:
+    """Evaluates a network on every example of a feed, each exactly once, but for those that the feed had to skip.
 
     Args:
         p_eval_step: from `Experiment.eval_step`.
@@ -218,12 +221,25 @@ def evaluate_feed(
     Raises:
         RuntimeError: an example was missed or counted twice, which would be a defect of this package.
     """
-    batches = feed.eval_batches(parallel.round_up(batch_size))
-    sums = [p_eval_step(variables, arrays, parallel.shard(batch)) for batch in batches]
+    batch_size = parallel.round_up(batch_size)
+    share = parallel.share(batch_size)
+    sums, left_out = [], 0
+    for number, batch in enumerate(feed.eval_batches(batch_size, share)):
+        examples = np.arange(number * batch_size, (number + 1) * batch_size)[share]
+        left_out += int(np.sum((examples < feed.num_examples) & ~batch["mask"]))
+        sums.append(p_eval_step(variables, arrays, parallel.shard(batch)))
+        parallel.limit_ahead(sums, feed.ahead)
     values = metrics.means(parallel.to_host(s) for s in sums)
-    if values["num_examples"] != feed.num_examples:
-        raise RuntimeError(f"evaluation counted {values['num_examples']} examples of {feed.num_examples}")
+    if left_out > len(feed.skipped) or values["num_examples"] + parallel.total(left_out) != feed.num_examples:
+        counted = f"{values['num_examples']} examples of {feed.num_examples}, {len(feed.skipped)} of which were skipped"
+        raise RuntimeError(f"evaluation counted {counted}")
     return values
+
+
+def _skipped(feeds: Iterable[Feed]) -> dict[str, Any]:
+    """The images that could not be read: how many, and the paths of the first of them."""
+    paths = sorted({path for feed in feeds for path in feed.skipped})
+    return {"images": len(paths), "paths": paths[:100]}
 
 
 def _largest(tree: Any) -> list[float]:

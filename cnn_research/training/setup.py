@@ -1,12 +1,14 @@
 """The parts of an experiment, built from its config."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
 
@@ -14,17 +16,18 @@ import cnn_research
 from cnn_research import config as configs
 from cnn_research.data import augment, mix, views
 from cnn_research.data.resident import ResidentFeed
-from cnn_research.data.sources import open_source
+from cnn_research.data.sources import Source, open_source, shape_of
+from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import registry
 from cnn_research.training import losses, optimizers, parallel
 from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, train_step
 
+Feed = ResidentFeed | StreamingFeed  # they have one contract
 
-def open_feeds(
-    config: ConfigDict, eval_splits: tuple[str, ...], train_split: str | None = None
-) -> dict[str, ResidentFeed]:
+
+def open_feeds(config: ConfigDict, eval_splits: tuple[str, ...], train_split: str | None = None) -> dict[str, Feed]:
     """Opens splits of the run's dataset, each once.
 
     Args:
@@ -38,7 +41,11 @@ def open_feeds(
     size = config.dataset.image_size
     sizes = {train_split: size} if train_split else {}
     sizes |= dict.fromkeys(eval_splits, config.evaluation.image_size or size)
-    feeds = {split: _open_feed(config, split, size) for split, size in sizes.items()}
+    sources = {split: open_source(config.dataset.name, split, config.dataset.data_dir) for split in sizes}
+    kind = config.dataset.feed
+    if kind == "auto":
+        kind = _choose_feed(config, sources, sizes, training=train_split is not None)
+    feeds = {split: _open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
     first, *others = feeds.items()
     for split, feed in others:
         for what, of in {"classes": lambda f: f.classes, "channels": lambda f: f.image_shape[-1]}.items():
@@ -49,15 +56,36 @@ def open_feeds(
     return feeds
 
 
-def _open_feed(config: ConfigDict, split: str, image_size: int) -> ResidentFeed:
-    source = open_source(config.dataset.name, split, config.dataset.data_dir)
-    feed = ResidentFeed(
-        source,
-        seed=config.seed,
-        image_size=image_size,
-        how=config.dataset.resize,
-        interpolation=config.dataset.interpolation,
+def _choose_feed(config: ConfigDict, sources: dict[str, Source], sizes: dict[str, int], training: bool) -> str:
+    """What dataset.feed="auto" stands for."""
+    if training and config.dataset.train_crop != "none":
+        logging.info(f"dataset.feed=auto: streaming, as dataset.train_crop={config.dataset.train_crop} needs it")
+        return "streaming"
+    total = sum(len(s) * math.prod(shape_of(s, sizes[k], config.dataset.on_error)) for k, s in sources.items())
+    quarter = parallel.device_memory() // 4
+    fits = total <= quarter
+    logging.info(
+        f"dataset.feed=auto: {'resident' if fits else 'streaming'}, as {total / 1e9:.3f} GB of decoded images "
+        f"{'fit' if fits else 'do not fit'} into a quarter of a device's memory, {quarter / 1e9:.3f} GB"
     )
+    return "resident" if fits else "streaming"
+
+
+def _open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+    dataset = config.dataset
+    common = {
+        "seed": config.seed,
+        "image_size": image_size,
+        "how": dataset.resize,
+        "interpolation": dataset.interpolation,
+        "on_error": dataset.on_error,
+    }
+    if kind == "resident":
+        feed = ResidentFeed(source, cache=dataset.cache, **common)
+    else:
+        workers = {"workers": dataset.workers, "worker_kind": dataset.worker_kind}
+        # Of the feeds, only that of the training split is ever asked for training batches; all may have an image_size.
+        feed = StreamingFeed(source, crop=dataset.train_crop, **workers, **common)
     channels = feed.image_shape[-1]
     for field in ("mean", "std"):
         values = config.dataset[field]
@@ -76,7 +104,7 @@ class Experiment:
         total_steps, log_every, eval_every, save_every: in steps.
     """
 
-    def __init__(self, config: ConfigDict, feed: ResidentFeed):
+    def __init__(self, config: ConfigDict, feed: Feed):
         """Builds the network for the classes of a feed, and turns durations into steps by its number of examples.
 
         Raises:
@@ -157,7 +185,7 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
 
-    def check_evaluation(self, variables: Any, feed: ResidentFeed, trained_on: Sequence[int]) -> None:
+    def check_evaluation(self, variables: Any, feed: Feed, trained_on: Sequence[int]) -> None:
         """Makes sure that the network can see the evaluation views of a feed's images, without computing anything.
 
         Args:

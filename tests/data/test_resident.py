@@ -1,4 +1,5 @@
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cnn_research.data import order
+from cnn_research.data.decode import BrokenImage
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
@@ -20,6 +22,10 @@ def digits():
 @pytest.fixture(scope="module")
 def feed(digits):
     return ResidentFeed(digits, seed=7)
+
+
+def batch_number(feed, step, batch_size):
+    return next(feed.train_batches(step, batch_size))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +118,7 @@ def test_crops_the_central_square(photographs):
 @pytest.mark.parametrize("batch_size", [1, 64, 100, 360, 800])
 def test_train_batches_are_the_stream(feed, batch_size):
     for step in (0, 1, 7, 10**6):
-        batch = feed.train_batch(step, batch_size)
+        batch = batch_number(feed, step, batch_size)
         assert set(batch) == {"index", "position"}
         assert batch["index"].dtype == np.int32 and batch["position"].dtype == np.uint32
         positions = [step * batch_size + i for i in range(batch_size)]
@@ -121,17 +127,17 @@ def test_train_batches_are_the_stream(feed, batch_size):
 
 
 def test_every_example_once_an_epoch(feed):
-    epoch = np.concatenate([feed.train_batch(step, 48)["index"] for step in range(15)])  # two epochs of 7.5 batches
+    epoch = np.concatenate([batch_number(feed, step, 48)["index"] for step in range(15)])  # two epochs of 7.5 batches
     np.testing.assert_array_equal(np.bincount(epoch, minlength=360), np.full(360, 2))
 
 
 def test_positions_wrap_around(feed):
-    batch = feed.train_batch(2**32 // 16, 16)
+    batch = batch_number(feed, 2**32 // 16, 16)
     np.testing.assert_array_equal(batch["position"], range(16))
-    batch = feed.train_batch(np.int32(2**31 - 1), 7)  # NumPy's int32 would overflow
+    batch = batch_number(feed, np.int32(2**31 - 1), 7)  # NumPy's int32 would overflow
     np.testing.assert_array_equal(batch["position"], [((2**31 - 1) * 7 + i) % 2**32 for i in range(7)])
-    assert feed.train_batch(2**62, 7)["position"].tolist() == list(range(7))  # beyond int64
-    assert feed.train_batch(2**32 // 7, 7)["position"].tolist() == [2**32 - 4 + i for i in range(4)] + [0, 1, 2]
+    assert batch_number(feed, 2**62, 7)["position"].tolist() == list(range(7))  # beyond int64
+    assert batch_number(feed, 2**32 // 7, 7)["position"].tolist() == [2**32 - 4 + i for i in range(4)] + [0, 1, 2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 120, 359, 360, 361, 1000])
@@ -151,7 +157,7 @@ def test_evaluation_counts_each_example_once(feed, batch_size):
 
 def test_gather_in_a_compiled_step(digits, feed):
     arrays = jax.device_put(feed.arrays)
-    batch = feed.train_batch(3, 50)
+    batch = batch_number(feed, 3, 50)
     result = jax.jit(ResidentFeed.gather)(arrays, batch)
     assert set(result) == {"image", "label", "position"}
     assert (result["image"].dtype, result["label"].dtype) == (jnp.uint8, jnp.int32)
@@ -163,7 +169,7 @@ def test_gather_in_a_compiled_step(digits, feed):
 
 def test_gather_is_sharded_by_its_caller(feed):
     devices = jax.device_count()
-    batch = feed.train_batch(0, 4 * devices)
+    batch = batch_number(feed, 0, 4 * devices)
     shards = {key: values.reshape(devices, 4) for key, values in batch.items()}
     result = jax.pmap(ResidentFeed.gather, in_axes=(None, 0))(feed.arrays, shards)
     np.testing.assert_array_equal(result["image"], feed.arrays["image"][shards["index"]])
@@ -175,7 +181,7 @@ def test_mixed_sizes_are_named(photographs):
     with pytest.raises(UserError) as error:
         ResidentFeed(source)
     sizes = ["x".join(map(str, splits["mixed"][example["label"]]["image"].size[::-1])) for example in source]
-    assert f"'photographs' mixed differ in size: example 0 has {sizes[0]} pixels, example 1 {sizes[1]}." in str(
+    assert f"'photographs' mixed differ in size: the first has {sizes[0]} pixels, example 1 {sizes[1]}." in str(
         error.value
     )
     assert "image_size" in str(error.value)
@@ -200,3 +206,59 @@ def test_reports_what_it_loaded(digits, caplog):
     with caplog.at_level(logging.INFO, logger="absl"):
         ResidentFeed(digits)
     assert "digits test: 360 images of 8x8x1 (0.0 MB) in" in caplog.text
+
+
+@pytest.fixture
+def with_broken(tmp_path):
+    """A folder of 40 images of which three can't be read, two of them neighbours; returns its training source."""
+    for number in range(50):
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    source = open_source(f"folder:{tmp_path}/set", "train")
+    broken = [7, 8, 39]
+    for index in broken[1:]:
+        open(source.where(index), "w").close()
+    os.remove(source.where(7))
+    return source, broken
+
+
+def test_a_broken_image_stops_or_is_skipped(with_broken, tmp_path, caplog):
+    source, broken = with_broken
+    with pytest.raises(BrokenImage) as error:
+        ResidentFeed(source, cache=str(tmp_path / "cache"))
+    assert any(source.where(index) in str(error.value) for index in broken)
+
+    for _ in range(2):  # the second time from the cache
+        feed = ResidentFeed(source, on_error="skip", cache=str(tmp_path / "cache"))
+        assert feed.skipped == [source.where(index) for index in broken]
+        assert feed.num_examples == 40 and source.where(39) in caplog.text
+        for index in range(40):  # the next one that can be read stands in, and nothing else moves
+            readable = {7: 9, 8: 9, 39: 0}.get(index, index)
+            np.testing.assert_array_equal(feed.arrays["image"][index], source[readable]["image"])
+            assert feed.arrays["label"][index] == source[readable]["label"]
+        batches = list(feed.eval_batches(16))
+        counted = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+        np.testing.assert_array_equal(counted, [i for i in range(40) if i not in broken])
+    with pytest.raises(BrokenImage):  # what was skipped once is told again
+        ResidentFeed(source, cache=str(tmp_path / "cache"))
+
+
+def test_nothing_but_broken_images(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    for options in ({}, {"image_size": 4}):
+        with pytest.raises(UserError, match="None of the 2 images of 'folder:.*' train can be read"):
+            ResidentFeed(open_source(f"folder:{tmp_path}", "train"), on_error="skip", **options)
+
+
+def test_shares_make_up_the_batch(feed):
+    whole = next(feed.train_batches(3, 24))
+    parts = [next(feed.train_batches(3, 24, slice(start, start + 8))) for start in (0, 8, 16)]
+    for name in whole:
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+    parts = [list(feed.eval_batches(100, slice(start, start + 50))) for start in (0, 50)]
+    for *pieces, batch in zip(*parts, feed.eval_batches(100), strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), batch[name])

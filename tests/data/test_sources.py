@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_research.data.sources import open_source, parse_split, split_range
+from cnn_research.data.sources import open_source
+from cnn_research.data.splits import parse_split, split_range
 from cnn_research.errors import UserError, suggest
 
 
@@ -347,13 +348,12 @@ def test_finds_the_prepared_folder(library, monkeypatch, tmp_path, name, size):
             "train",
             ["not prepared in {root} (there is as_tfrecord, no_examples, one_config, two_configs, versions)."],
         ),
-        ("version", "train", ["Did you mean 'versions'?", "python -c", "tfds.builder('version', data_dir='{root}', "]),
-        ("version", "train", ["file_format='array_record').download_and_prepare()", "pip install tensorflow"]),
+        ("version", "train", ["Did you mean 'versions'?", "python experiments/prepare.py version --data_dir={root}"]),
         ("digit", "train", ["Did you mean 'digits'?"]),
-        ("versions:3.0.0", "train", ["not prepared", "versions 2.0.0, 10.0.0", "tfds.builder('versions:3.0.0'"]),
+        ("versions:3.0.0", "train", ["not prepared", "versions 2.0.0, 10.0.0", "prepare.py versions:3.0.0"]),
         ("versions/other", "train", ["not prepared"]),
         ("two_configs", "train", ["two_configs/first, two_configs/second"]),
-        ("as_tfrecord", "train", ["stored as tfrecord", "{root}/as_tfrecord/1.0.0", "file_format='array_record'"]),
+        ("as_tfrecord", "train", ["stored as tfrecord", "{root}/as_tfrecord/1.0.0", "prepare.py as_tfrecord"]),
         ("versions", "tset", ["Unknown split 'tset' of 'versions'", "it has train"]),
         ("versions", "train[10:]", ["empty"]),
         ("no_examples", "train", ["The split 'train' of 'no_examples' is empty"]),
@@ -371,31 +371,6 @@ def test_missing_data_dir(tmp_path):
     assert f"not prepared in {tmp_path}/none (there is no dataset)" in error_of(
         open_source, "mnist", "train", f"{tmp_path}/none"
     )
-
-
-def test_prepare_command_prepares(tmp_path):
-    """The command in the message is run as it stands, on a registered dataset that needs no download."""
-    (tmp_path / "drawn.py").write_text(
-        "import tensorflow_datasets as tfds\n"
-        "from PIL import Image\n"
-        "class Drawn(tfds.core.GeneratorBasedBuilder):\n"
-        "    VERSION = tfds.core.Version('1.0.0')\n"
-        "    def _info(self):\n"
-        "        label = tfds.features.ClassLabel(names=['dark', 'light'])\n"
-        "        features = {'image': tfds.features.Image(shape=(4, 4, 1)), 'label': label}\n"
-        "        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))\n"
-        "    def _split_generators(self, dl_manager):\n"
-        "        return {'train': self._generate_examples()}\n"
-        "    def _generate_examples(self):\n"
-        "        yield 0, {'image': Image.new('L', (4, 4), 200), 'label': 'light'}\n"
-    )
-    data_dir = str(tmp_path / "data")
-    code = error_of(open_source, "drawn", "train", data_dir).split('python -c "')[1].split('"')[0]
-    command = [sys.executable, "-c", "import drawn; " + code]  # the import only registers it
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    source = open_source("drawn", "train", data_dir)
-    assert source.classes == ("dark", "light") and source[0]["label"] == 1
-    np.testing.assert_array_equal(source[0]["image"], np.full((4, 4, 1), 200, np.uint8))
 
 
 def test_datasets_that_are_not_labelled_images(prepare_tfds, tmp_path):

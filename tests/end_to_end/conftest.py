@@ -21,9 +21,12 @@ class Script:
     def __init__(self, cache: Path):
         self._cache = cache
 
-    def start(self, name: str, *flags: str, devices: int = 1) -> subprocess.Popen:
-        """Starts a script; a train.py compiles into this session's own cache, not the user's."""
-        cache = [f"--config.compilation_cache={self._cache}"] if any("--config" in f for f in flags) else []
+    def start(self, name: str, *flags: str, devices: int = 1, **options) -> subprocess.Popen:
+        """Starts a script; a train.py uses this session's own caches, not the user's."""
+        caches = {"compilation_cache": self._cache / "xla", "dataset.cache": self._cache / "data"}
+        given = {flag.partition("=")[0] for flag in flags}
+        cache = [f"--config.{field}={path}" for field, path in caches.items() if f"--config.{field}" not in given]
+        cache = cache if any("--config" in flag for flag in flags) else []
         return subprocess.Popen(
             [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *flags, *cache],
             env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
@@ -31,6 +34,7 @@ class Script:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **options,
         )
 
     def run(self, name: str, *flags: str, devices: int = 1, code: int = 0) -> tuple[str, str]:
@@ -50,7 +54,7 @@ def rows(workdir: Path, split: str | None = None) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def script(tmp_path_factory) -> Script:
-    return Script(tmp_path_factory.mktemp("xla"))
+    return Script(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(scope="session")

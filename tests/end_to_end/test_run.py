@@ -25,13 +25,13 @@ RESULTS = {
 def test_results(reference, results):
     found = results(reference)
     assert {name: found[name] for name in RESULTS} == RESULTS
-    keys = {"train_seconds", "examples_per_second", "test", "best", "versions", "digest"}
+    keys = {"train_seconds", "examples_per_second", "test", "best", "versions", "digest", "skipped"}
     assert set(found) == set(RESULTS) | keys
     assert set(found["test"]) == {"accuracy", "top5", "loss", "num_examples"}
     assert found["test"]["num_examples"] == len(load_digits().target) - 1437 == 360
     assert 0.3 < found["test"]["accuracy"] <= found["test"]["top5"] <= 1, "it should have learned something"
     assert found["best"]["accuracy"] >= found["test"]["accuracy"]
-    assert len(found["digest"]) == 64
+    assert len(found["digest"]) == 64 and found["skipped"] == {"images": 0, "paths": []}
     assert found["train_seconds"] > 0 and found["examples_per_second"] > 0
 
 
@@ -113,7 +113,7 @@ from cnn_research.config import base_config
 from cnn_research.training import loop
 config = base_config()
 config.dataset.name, config.dataset.data_dir = "tiny_digits", {tiny_tfds!r}
-config.duration, config.compilation_cache = "2st", ""
+config.duration, config.compilation_cache, config.dataset.cache = "2st", "", ""
 assert loop.train(config, {str(tmp_path / "run")!r})["test"]["num_examples"] == 60
 assert "tensorflow" not in sys.modules
 """

@@ -85,15 +85,68 @@ def test_shard_cuts_in_order():
     np.testing.assert_array_equal(shares["image"].reshape(16, 2, 3), batch["image"])
 
 
-def test_shard_gives_each_process_its_part(monkeypatch):
+def test_each_process_has_its_share(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     parts = []
     for process in range(4):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         assert parallel.is_main() == (process == 0)
-        parts.append(parallel.shard({"index": np.arange(24)})["index"])
+        batch = {"index": np.arange(24)[parallel.share(24)]}
+        parts.append(parallel.shard(batch)["index"])
     assert [part.shape for part in parts] == [(2, 3)] * 4
     np.testing.assert_array_equal(np.concatenate(parts).ravel(), np.arange(24))
+
+
+@pytest.mark.parametrize("size", [1, 7, 9, 20])
+def test_share_refuses_what_cannot_be_shared(size):
+    with pytest.raises(ValueError, match=f"{size} examples can't be split over 8 devices"):
+        parallel.share(size)
+
+
+def test_prefetch_puts_batches_on_the_devices_in_order():
+    asked = []
+
+    def batches():
+        for k in range(5):
+            asked.append(k)
+            yield {"image": np.full((16, 2, 3), k, np.uint8), "label": np.arange(16)}
+
+    result = parallel.prefetch(batches(), 2)
+    first = next(result)
+    assert asked == [0, 1]  # one is ready while the first is used
+    assert first["image"].shape == (8, 2, 2, 3)
+    assert {shard.device for shard in first["image"].addressable_shards} == set(jax.devices())
+    np.testing.assert_array_equal(first["label"].reshape(16), np.arange(16))
+    assert [int(batch["image"][0, 0, 0, 0]) for batch in result] == [1, 2, 3, 4]
+    total = parallel.pmap_step(lambda batch: jax.lax.psum(batch["label"].sum(), parallel.AXIS), donate_state=False)
+    assert parallel.to_host(total(first)) == sum(range(16))
+
+
+def test_prefetch_of_nothing_leaves_batches_on_the_host():
+    batches = [{"index": np.arange(16) + k} for k in range(3)]
+    found = list(parallel.prefetch(iter(batches), 0))
+    assert all(type(batch["index"]) is np.ndarray and batch["index"].shape == (8, 2) for batch in found)
+    assert [batch["index"][0, 0] for batch in found] == [0, 1, 2]
+
+
+def test_limit_ahead_waits_for_the_step_before():
+    class Result:
+        waited = False
+
+        def block_until_ready(self):
+            self.waited = True
+
+    results = [Result() for _ in range(6)]
+    parallel.limit_ahead(results, None)
+    parallel.limit_ahead(results[:4], 4)
+    assert not any(result.waited for result in results)
+    parallel.limit_ahead(results, 4)
+    assert [result.waited for result in results] == [False, True, False, False, False, False]
+
+
+def test_total_and_memory():
+    assert parallel.total(7) == 7
+    assert 2**27 < parallel.device_memory() < 2**50
 
 
 @pytest.mark.parametrize("size", [1, 7, 9, 20])

@@ -1,0 +1,200 @@
+"""Datasets that TensorFlow Datasets has prepared as array_record, read without TensorFlow.
+
+This is the only file that knows TensorFlow Datasets. It is imported lazily, because that takes half a second.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cnn_research.data import decode
+from cnn_research.data.splits import check_split, checked
+from cnn_research.errors import UserError, suggest
+
+_TFDS_NAME = re.compile(r"(?P<dataset>[a-zA-Z_]\w*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tfds:
+    """A split of a TFDS dataset, decoded by ourselves.
+
+    TFDS's own decoder, when TensorFlow is absent, is wrong for palette, RGBA and CMYK images, and unpacks a record ten
+    times slower than this does.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int | None, int | None, int]
+    folder: Any  # epath.Path of the prepared dataset
+    records: Any  # array_record's data source: serialised tf.train.Example protos
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        images = self.read_images(indices)
+        return [{"image": decode.to_array(image), "label": label} for image, label in images]
+
+    def read_images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
+        indices = [checked(index, len(self)) for index in indices]
+        if not indices:
+            return []
+        return [self._decode(*pair) for pair in zip(self.records.__getitems__(indices), indices, strict=True)]
+
+    def where(self, index: int) -> str:
+        return f"{index} of {self.name!r} {self.split}"
+
+    def identity(self) -> Any:
+        """The version is part of the folder's name; the files' sizes and times tell one prepared anew."""
+
+        def facts(file) -> list:
+            if "://" in os.fspath(file):  # an object store, whose times are in seconds
+                return [file.name, file.stat().length, file.stat().mtime]
+            return [file.name, os.stat(file).st_size, os.stat(file).st_mtime_ns]
+
+        files = [facts(file) for file in sorted(self.folder.iterdir())]
+        return {"folder": os.fspath(self.folder), "split": self.split, "files": files}
+
+    def _decode(self, record: bytes, index: int) -> tuple[Image.Image, int]:
+        features = _tf_example().FromString(record).features.feature
+        data = features["image"].bytes_list.value[0]
+        label = features["label"].int64_list.value[0]
+        return decode.open_image(data, self.image_shape[2], self.where(index)), label
+
+
+@functools.cache
+def _tf_example():
+    from tensorflow_datasets.proto import tf_example_pb2  # the tf.train.Example proto without TensorFlow
+
+    return tf_example_pb2.Example
+
+
+def open_tfds(name: str, split: str, data_dir: str) -> Tfds:
+    """Opens one split of a prepared dataset; see `sources.open_source`."""
+    folder = _prepared_folder(name, data_dir)
+
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    check_split(name, split, list(builder.info.splits))
+    if builder.info.splits[split].num_examples == 0:
+        raise UserError(f"The split {split!r} of {name!r} is empty.")
+
+    features = builder.info.features
+    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"": features}
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel) or not label.names:
+        raise UserError(
+            f"{name!r} isn't a dataset of labelled images: it needs a feature 'image' (an image) and a feature 'label' "
+            f"(a class), but has {', '.join(f'{key} ({type(f).__name__})' for key, f in features.items())}."
+        )
+    if image.np_dtype != np.uint8:  # `dtype` would import TensorFlow
+        raise UserError(f"The images of {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are supported.")
+    height, width, channels = image.shape
+
+    try:
+        records = builder.as_data_source(split).data_source
+    except ImportError as error:
+        raise UserError(f"Reading {name!r} needs array_record: pip install array_record ({error}).") from error
+    return Tfds(name, split, tuple(label.names), (height, width, 1 if channels == 1 else 3), folder, records)
+
+
+def _prepared_folder(name: str, data_dir: str):
+    """Returns the `epath.Path` of a dataset's folder, data_dir/dataset[/config]/version, prepared as array_record."""
+    found = locate(name, data_dir)
+    command = f"python experiments/prepare.py {shlex.quote(name)} --data_dir={shlex.quote(os.fspath(found.root))}"
+    if found.folder is None:
+        has = f"versions {', '.join(found.versions)}" if found.versions else ", ".join(found.datasets) or "no dataset"
+        dataset = _TFDS_NAME.fullmatch(name)["dataset"]
+        hint = "" if found.versions else suggest(dataset, ["digits", "shapes", *found.datasets])
+        raise UserError(
+            f"The dataset {name!r} is not prepared in {found.root} (there is {has}).{hint} "
+            f"Prepare it once with: {command}"
+        )
+    if stored_as(found.folder) != "array_record":
+        raise UserError(
+            f"The dataset {name!r} in {found.folder} is stored as {stored_as(found.folder)}, which can't be read "
+            f"without TensorFlow. Convert it once with: {command}"
+        )
+    return found.folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a dataset is.
+
+    Attributes:
+      root: `epath.Path` of the folder of datasets.
+      folder: `epath.Path` of the dataset, root/dataset[/config]/version; None if it isn't there.
+      versions: those that are there, oldest first.
+      datasets: the names of all datasets that are there.
+    """
+
+    root: Any
+    folder: Any
+    versions: list[str]
+    datasets: list[str]
+
+
+def locate(name: str, data_dir: str) -> Location:
+    """Looks for a dataset in whatever format.
+
+    Raises:
+      UserError: for a name that can't be one, or that leaves the choice between several configs open.
+    """
+    from etils import epath
+
+    match = _TFDS_NAME.fullmatch(name)
+    if not match:
+        raise UserError(
+            f"Can't read the dataset name {name!r}: write 'digits', 'shapes', 'folder:PATH' or the name of a TFDS "
+            "dataset, such as 'mnist', 'mnist:3.0.1' or 'dataset/config:1.0.0'."
+        )
+    dataset, config, version = match["dataset"], match["config"], match["version"]
+    root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = root / dataset
+
+    if not config and not _versions(folder):
+        # A dataset with configs has one more level of folders. Which config is the default only its code knows.
+        configs = [child.name for child in _children(folder) if _versions(child)]
+        if len(configs) > 1:
+            choices = ", ".join(f"{dataset}/{choice}" for choice in configs)
+            raise UserError(f"{name!r} in {root} has several configs; choose one of {choices}.")
+        config = configs[0] if configs else None
+    if config:
+        folder = folder / config
+
+    versions = _versions(folder)
+    there = versions and (not version or version in versions)
+    datasets = [child.name for child in _children(root) if any(map(_versions, [child, *_children(child)]))]
+    return Location(root, folder / (version or versions[-1]) if there else None, versions, datasets)
+
+
+def stored_as(folder) -> str:
+    """Returns the format of a prepared dataset, such as "array_record"."""
+    # An absent field stands for the oldest format.
+    return json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+
+
+def _children(folder) -> list:
+    """Returns the subfolders, by name; none where the folder doesn't exist."""
+    return sorted((c for c in folder.iterdir() if c.is_dir()), key=lambda c: c.name) if folder.is_dir() else []
+
+
+def _versions(folder) -> list[str]:
+    """Returns the prepared versions in a dataset's folder, oldest first."""
+    names = [c.name for c in _children(folder) if _VERSION.fullmatch(c.name) and (c / "dataset_info.json").exists()]
+    return sorted(names, key=lambda version: tuple(map(int, version.split("."))))
