@@ -145,7 +145,7 @@ def test_without_tensorflow(tmp_path, monkeypatch):
 
 def test_script_mistakes(tmp_path):
     for arguments, says in (
-        ([], "error: NAME must be given"),
+        ([], "error: which dataset?"),
         (["mnist", "cifar10"], "error: 'cifar10' is not a flag"),
     ):
         output = run_script(*arguments, f"--data_dir={tmp_path}", code=2)
