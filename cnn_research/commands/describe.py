@@ -1,4 +1,4 @@
-"""Describes a network layer by layer: shapes, size formulas, parameters, multiply-adds, receptive field, memory."""
+"""Describes a network layer by layer, lists all networks, or draws what a network will see in training."""
 
 import ast
 import dataclasses
@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from cnn_research import config as configs
 from cnn_research.commands import launch
 from cnn_research.errors import UserError
 from cnn_research.models import registry
@@ -24,17 +25,38 @@ def run() -> None:
     flags.DEFINE_integer("num_classes", None, "How many logits.", lower_bound=1)
     flags.DEFINE_multi_string("field", [], "A field of the network, such as --field=stem=cifar; may be repeated.")
     flags.DEFINE_bool("json", False, "JSON instead of a table.")
+    flags.DEFINE_string("augment", None, "File of an experiment, whose augmented training images are drawn.")
+    flags.DEFINE_string("output", "augment.png", "With --augment: the picture to write.")
+    flags.DEFINE_string("data_dir", None, "With --augment: where the dataset is, if not where the experiment says.")
     launch.run(main, arguments=1)
 
 
 def main(name: str = "") -> None:
-    """Prints the layer table of the named network, or the list of networks that match it."""
-    if flags.FLAGS.list:
+    """Prints the layer table of the named network, or the list of networks that match it, or draws images."""
+    if flags.FLAGS.augment:
+        _draw_images(flags.FLAGS.augment, flags.FLAGS.output)
+    elif flags.FLAGS.list:
         print(_listing(name or "*"))
     elif name:
         print(_description(name))
     else:
         raise UserError("which network? describe.py NAME describes one, --list shows their names")
+
+
+def _draw_images(path: str, output: str) -> None:
+    from cnn_research.training import setup  # takes a second more than all the rest
+
+    config = launch.load_config(path)
+    if flags.FLAGS.data_dir is not None:
+        config.dataset.data_dir = flags.FLAGS.data_dir
+    configs.validate(config)
+    picture = setup.draw_contact_sheet(config)
+    try:
+        picture.save(output)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output={output}: can't be written: {error}") from None
+    print(f"{output}: {picture.width}x{picture.height} pixels, each row an image of {config.dataset.name} and what")
+    print(f"becomes of it by augment={config.augment!r}, mix={config.mix!r}")
 
 
 def _description(name: str) -> str:

@@ -91,7 +91,7 @@ def _checked_overrides(argv: Sequence[str]) -> list[str]:
             overrides.append((name, i if equals else i + 1, name + equals if equals else ""))
     if path is None:
         return argv
-    config = _load(path)
+    config = load_config(path)
     for name, place, before_value in overrides:
         field = name[name.index("config.") + len("config.") :]
         section = config
@@ -115,7 +115,12 @@ def _quoted(text: str) -> str:
         return repr(tuple(part.strip() for part in text.split(",")))
 
 
-def _load(path: str) -> ConfigDict:
+def load_config(path: str) -> ConfigDict:
+    """Returns what a config file's get_config() gives.
+
+    Raises:
+        UserError: there is no such file, or it can't be run; the message names the line.
+    """
     file = Path(path.split(":", 1)[0])
     if not file.is_file():
         there = {p.name: str(p) for folder in (_CONFIGS, file.parent) for p in sorted(folder.glob("*.py"))}

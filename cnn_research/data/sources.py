@@ -175,11 +175,11 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     start, stop = split_range(split, first, last, len(source))
     if start >= stop:
         raise UserError(f"The split {split!r} of {name!r} is empty: {base_split!r} has {len(source)} examples.")
-    return source if split == base_split else _Range(source, split, start, stop)
+    return source if split == base_split else Range(source, split, start, stop)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Range:
+class Range:
     """The examples [start, stop) of another source."""
 
     source: Source

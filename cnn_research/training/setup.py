@@ -11,10 +11,11 @@ import optax
 from absl import logging
 from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
+from PIL import Image
 
 import cnn_research
 from cnn_research import config as configs
-from cnn_research.data import augment, mix, views
+from cnn_research.data import augment, contact_sheet, mix, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
@@ -258,3 +259,23 @@ class Experiment:
             "seconds": 0.0,  # of training so far
             "examples_per_second": None,  # known once some steps have been timed
         }
+
+
+def draw_contact_sheet(config: ConfigDict) -> Image.Image:
+    """Draws the first training images of an experiment as the network will see them: see `contact_sheet.draw`.
+
+    Raises:
+        UserError: the dataset or the split is missing, or the augmentation doesn't fit the images.
+    """
+    dataset = config.dataset
+    source = open_source(dataset.name, dataset.train_split, dataset.data_dir)
+
+    def open_feed(source: Source) -> StreamingFeed:
+        return _open_feed(config, "streaming", source, dataset.image_size)
+
+    try:
+        return contact_sheet.draw(
+            source, open_feed, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
+        )
+    except ValueError as error:
+        raise UserError(f"config.augment={config.augment!r}: {error}") from None

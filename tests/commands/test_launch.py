@@ -53,9 +53,9 @@ def test_config_file_that_returns_something_else(tmp_path, body):
 
 def test_mode_that_the_config_does_not_have():
     path = Path(__file__).parents[2] / "experiments" / "configs" / "lenet5_digits.py"
-    assert launch._load(f"{path}:smoke").duration == "2st"
+    assert launch.load_config(f"{path}:smoke").duration == "2st"
     with pytest.raises(UserError, match=r"lenet5_digits\.py, line \d+: .*no mode 'smok'") as error:
-        launch._load(f"{path}:smok")
+        launch.load_config(f"{path}:smok")
     assert "\n" not in str(error.value)
 
 

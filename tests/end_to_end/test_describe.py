@@ -1,23 +1,18 @@
 """experiments/describe.py, as people run it."""
 
 import json
-import os
 
 import pytest
+from PIL import Image
 
 from cnn_research.models import registry
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_backend():
-    """With a platform that isn't there: describing must not start one, which would take a GPU's memory."""
-    before = os.environ.get("JAX_PLATFORMS")
-    os.environ["JAX_PLATFORMS"] = "no_such_platform"
-    yield
-    if before is None:
-        del os.environ["JAX_PLATFORMS"]
-    else:
-        os.environ["JAX_PLATFORMS"] = before
+@pytest.fixture(autouse=True)
+def no_backend(request, monkeypatch):
+    """With a platform that isn't there: describing a network must not start one, which would take a GPU's memory."""
+    if "images" not in request.node.name:
+        monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
 
 
 def test_table(script):
@@ -70,3 +65,17 @@ def test_mistakes(script, flags, words):
     assert out == "" and err.count("\n") == 1 and err.startswith("error: ")
     for word in words:
         assert word in err
+
+
+def test_images(script, tmp_path):
+    output = tmp_path / "sheet.png"
+    out, _ = script.run("describe", f"--augment={script.tiny[1]}", f"--output={output}")
+    assert str(output) in out and "shift(1)|flip" in out
+    with Image.open(output) as picture:
+        assert picture.size == (8 * 100 + 4, 8 * 114 + 4)
+
+
+@pytest.mark.parametrize("flags", [["--augment=nothing.py"], ["--augment={tiny}", "--output=/nowhere/sheet.png"]])
+def test_images_that_cannot_be_drawn(script, flags):
+    out, err = script.run("describe", *(flag.format(tiny=script.tiny[1]) for flag in flags), code=2)
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
