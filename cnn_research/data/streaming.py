@@ -58,7 +58,7 @@ class StreamingFeed:
         workers: int = -1,
         worker_kind: str = "threads",
     ):
-        """Looks at the first image, and reads no more.
+        """Looks at the first image, or at 64 where they may differ in size and shouldn't, and reads no more.
 
         Args:
           source: where the examples come from.
@@ -74,7 +74,7 @@ class StreamingFeed:
             Processes take seconds to start, so evaluation has threads in either case.
 
         Raises:
-          UserError: for a random_resized_crop without an image_size, or as `train_batches`.
+          as `train_batches`; UserError for a random_resized_crop without an image_size.
         """
         if crop != "none" and not image_size:
             raise UserError(f"dataset.train_crop={crop!r} needs a dataset.image_size to resize the crops to.")
@@ -84,6 +84,12 @@ class StreamingFeed:
         self._reader = _Reader(source, shape, seed, image_size, how, interpolation, crop, on_error)
         first, _, label = sources.next_readable(source, 0, on_error)
         sources.check_label(source, first, label)
+        if not image_size and None in source.image_shape:
+            # Rather now than in the middle of training. Nearly always these tell: they come in a random order.
+            for index in range(min(len(source), 64)):
+                example = sources.read_or_skip(source, index, on_error)
+                if example:
+                    self._reader.pixels(index, example[0], None)
         self.arrays = {}
         self.num_examples = len(source)
         self.image_shape = self._reader.shape

@@ -198,7 +198,7 @@ def with_broken(tmp_path):
 
 @pytest.mark.parametrize(("workers", "kind"), [(0, "threads"), (2, "threads"), (1, "processes")])
 def test_a_broken_image_is_named(with_broken, workers, kind):
-    feed = StreamingFeed(with_broken, workers=workers, worker_kind=kind)
+    feed = StreamingFeed(with_broken, image_size=4, workers=workers, worker_kind=kind)
     with pytest.raises(BrokenImage) as error, closing(feed.train_batches(0, 40)) as batches:
         next(batches)
     assert error.value.where in [with_broken.where(index) for index in (7, 8, 39)] and "\n" not in str(error.value)
@@ -220,10 +220,19 @@ def test_a_broken_image_is_skipped_and_nothing_else_moves(with_broken, workers, 
     assert other.skipped == feed.skipped
 
 
-def test_mixed_sizes_are_named(source):
+def test_mixed_sizes_are_named(source, tmp_path):
+    says = r"differ in size: the first has \d+x\d+ pixels, example \d+ .*image_size"
+    with pytest.raises(UserError, match=says):  # before training
+        StreamingFeed(source, workers=2)
+    for number in range(200):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    source = open_source(f"folder:{tmp_path}", "train")
+    Image.new("RGB", (5, 4)).save(source.where(150))
     feed = StreamingFeed(source, workers=2)
-    with pytest.raises(UserError, match=r"differ in size: the first has \d+x\d+ pixels, example \d+ .*image_size"):
-        take(feed.train_batches(0, 80), 1)
+    with pytest.raises(UserError, match="example 150 4x5"):
+        take(feed.train_batches(0, 160), 1)
 
 
 def test_a_label_without_a_class_is_named_at_once(prepare_tfds, tmp_path):
