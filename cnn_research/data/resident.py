@@ -151,7 +151,7 @@ class ResidentFeed:
           {"image": uint8[b, H, W, C], "label": int32[b], and what else the batch holds}.
         """
         examples = {key: jnp.take(values, batch["index"], axis=0, mode="clip") for key, values in arrays.items()}
-        return examples | {key: values for key, values in batch.items() if key != "index"}
+        return examples | batch
 
 
 def _load_cached(source: Source, recipe: dict[str, Any], on_error: str, cache: str) -> dict[str, np.ndarray]:

@@ -114,7 +114,8 @@ class StreamingFeed:
           share: the part of each batch that this process needs, b of the B; no more is read.
 
         Yields:
-          {"image": uint8[b, H, W, C], "label": int32[b], "position": uint32[b], the stream positions modulo 2**32}.
+          {"image": uint8[b, H, W, C], "label": int32[b], "index": int32[b], which example it is, "position": uint32[b],
+          the stream positions modulo 2**32}.
 
         Raises:
           BrokenImage: for an image that can't be read, unless on_error is "skip".
@@ -314,7 +315,8 @@ class _Chunks:
             images[place] = reader.pixels(index, image, positions[place] if self.training else None)
             labels[place], mask[place] = label, True
         if self.training:
-            extra = {"position": (np.arange(count, dtype=np.int64) + start % 2**32).astype(np.uint32)}
+            extra = {"index": np.array(indices, np.int32)}
+            extra |= {"position": (np.arange(count, dtype=np.int64) + start % 2**32).astype(np.uint32)}
         else:
             extra = {"mask": mask}
         return {"image": images, "label": labels, **extra, "broken": np.array(broken, np.int64)}

@@ -231,6 +231,7 @@ class Experiment:
             train_step,
             **self._common,
             augmentation=self._augmentation,
+            num_examples=self._feed.num_examples,
             mixing=mix.parse(self._config.mix),
             loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
             auxiliary_weight=self._config.loss.auxiliary_weight,

@@ -38,6 +38,7 @@ def train_step(
     *,
     gather: Callable[[Any, Batch], Batch],
     augmentation: augment.Augmentation,
+    num_examples: int = 0,
     mixing: mix.Mix | None = None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -53,11 +54,13 @@ def train_step(
     Args:
         state: this device's copy, equal to all others'.
         arrays: the feed's arrays that live on the device.
-        batch: what `gather` turns into {"image": uint8[b, H, W, C], "label": int32[b], "position": uint32[b]}.
+        batch: what `gather` turns into {"image": uint8[b, H, W, C], "label": int32[b], "index": int32[b], "position":
+            uint32[b]}.
         key: the run's key. Augmentation is keyed by an image's position in the training stream, dropout by step and
             device, so nothing here depends on what ran before.
         gather: the feed's; pure.
         augmentation: of the uint8 images.
+        num_examples: of an epoch; from it and the position follows the epoch.
         mixing: of pairs of normalised images, each with the one before it in the global batch; None for none.
         mean, std: of `normalise`.
         model, loss, optimizer, schedule: of the run.
@@ -70,7 +73,9 @@ def train_step(
     augment_key, dropout_key = jax.random.split(key)
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), jax.lax.axis_index(axis_name))
     batch = gather(arrays, batch)
-    images = augment.apply(augmentation, augment_key, batch["position"], batch["image"])
+    images = augment.apply(
+        augmentation, augment_key, batch["position"], batch["image"], batch.get("index"), num_examples
+    )
     images, targets = normalise(images, mean, std), batch["label"]
     if mixing is not None:
         targets = jax.nn.one_hot(targets, model.num_classes, dtype=jnp.float32)

@@ -153,3 +153,20 @@ def test_errors(text, says):
     assert "\n" not in message and repr(text) in message
     for part in says:
         assert part in message
+
+
+def test_alternating_flip_shows_both_sides_of_every_image_in_each_two_epochs():
+    num_examples, image = 50, np.arange(6, dtype=np.uint8).reshape(1, 6, 1)
+    run = jax.jit(functools.partial(augment.apply, augment.parse("alternating_flip"), num_examples=num_examples))
+    mirrored = []
+    for epoch in range(4):  # in each of which the examples come in another order
+        indices = np.random.default_rng(epoch).permutation(num_examples).astype(np.int32)
+        positions = np.arange(num_examples, dtype=np.uint32) + np.uint32(epoch * num_examples)
+        images = run(jax.random.key(0), positions, np.tile(image, (num_examples, 1, 1, 1)), indices)
+        first = np.empty(num_examples, int)
+        first[indices] = np.asarray(images)[:, 0, 0, 0]
+        assert set(first) == {0, 5}
+        mirrored.append(first == 5)
+    assert np.array_equal(mirrored[0], mirrored[2]) and np.array_equal(mirrored[1], mirrored[3])
+    assert np.array_equal(mirrored[0], ~mirrored[1])
+    assert 10 < mirrored[0].sum() < 40

@@ -159,7 +159,7 @@ def test_gather_in_a_compiled_step(digits, feed):
     arrays = jax.device_put(feed.arrays)
     batch = batch_number(feed, 3, 50)
     result = jax.jit(ResidentFeed.gather)(arrays, batch)
-    assert set(result) == {"image", "label", "position"}
+    assert set(result) == {"image", "label", "index", "position"}
     assert (result["image"].dtype, result["label"].dtype) == (jnp.uint8, jnp.int32)
     expected = [digits[index] for index in batch["index"]]
     np.testing.assert_array_equal(result["image"], np.stack([example["image"] for example in expected]))

@@ -57,7 +57,7 @@ def as_resident(feed, batches):
     found = []
     for batch in batches:
         values = {name: array[batch["index"]] for name, array in feed.arrays.items()}
-        found.append(values | {name: array for name, array in batch.items() if name != "index"})
+        found.append(values | {name: array for name, array in batch.items() if name != "index" or "mask" not in batch})
     return found
 
 
