@@ -143,13 +143,9 @@ def test_without_tensorflow(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_script_mistakes(tmp_path):
-    for arguments, says in (
-        ([], "error: which dataset?"),
-        (["mnist", "cifar10"], "error: 'cifar10' is not a flag"),
-    ):
-        output = run_script(*arguments, f"--data_dir={tmp_path}", code=2)
-        assert says in output and "Traceback" not in output
+def test_script_without_a_name(tmp_path):
+    output = run_script(f"--data_dir={tmp_path}", code=2)
+    assert "error: which dataset?" in output and "Traceback" not in output
 
 
 def test_the_command_in_the_message_prepares(tmp_path):
