@@ -15,8 +15,8 @@ which torchvision calls for PIL images:
   with 0 from outside, as `Image.transform` does with AFFINE and NEAREST: in the same steps of 1/65536 pixel.
 - Posterize, solarize, equalize and autocontrast are those of `ImageOps`. In autocontrast a level that comes out as a
   whole number is that number, so that the lightest is 255; Pillow's double precision makes it one less now and then.
-- Brightness, colour, contrast and sharpness are those of `ImageEnhance`, rounded down like there; Pillow rounds in single
-  precision before, and so may be off by one.
+- Brightness, colour, contrast and sharpness are those of `ImageEnhance`, rounded down as there. Here too
+  Pillow's single precision may make a level that comes out as a whole number one less.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Space(NamedTuple):
     posterize: int  # bits that are dropped
 
 
-# As torchvision 0.11 and later publishes them, with num_magnitude_bins = 31. Its translations are those that AutoAugment
+# As torchvision publishes them, with num_magnitude_bins = 31. The translations of the former are those that AutoAugment
 # used on images of 331 pixels.
 RANDAUGMENT = Space(shear=0.3, translate=lambda side: 150 * side / 331, rotate=30.0, enhance=900, posterize=4)
 TRIVIALAUGMENT_WIDE = Space(shear=0.99, translate=lambda side: 32.0, rotate=135.0, enhance=990, posterize=6)
@@ -103,7 +103,7 @@ def apply_operation(
       space: whose strengths are meant.
       operation: its place in OPERATIONS.
       strength: from 0 to 30. Identity, autocontrast and equalize know none.
-      sign: 0 = right, down, anticlockwise, more; 1 = the opposite; shears: which side. Only geometry and blends have one.
+      sign: 0 = right, down, anticlockwise, more; 1 = the opposite. Only geometry and blends have one.
 
     Returns:
       uint8[H, W, C].
@@ -117,8 +117,11 @@ def apply_operation(
 
 
 def _numbers(space: Space, height: int, width: int) -> np.ndarray:
-    """int32[14 operations, 31 strengths, 2 signs, 9]: for the warp the 6 entries of the matrix in 1/65536, for the blend
-    the factor in thousandths, for the table the threshold of solarize and the mask of posterize."""
+    """Returns int32[14 operations, 31 strengths, 2 signs, 9], what they give to the three steps.
+
+    To the warp 6 entries of a matrix in 1/65536, to the blend a factor in thousandths, to the table the threshold of
+    solarize and the mask of posterize.
+    """
     share = np.arange(STRENGTHS)[:, None] / (STRENGTHS - 1)
     sign = np.array([1, -1])
 
@@ -196,9 +199,9 @@ def _smooth(image: jax.Array) -> jax.Array:
 
 
 def _warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Shears, translations and rotation: the pixel of the result at (x, y) is the image's at the matrix times (x, y, 1).
+    """Shears, translations and rotation: the result's pixel at (x, y) is the image's at the matrix times (x, y, 1).
 
-    Nearest interpolation, 0 outside. The matrix is int32[6], in 1/65536 of a pixel: for images below 32,768 pixels.
+    Nearest interpolation, 0 outside. The matrix is int32[6], in 1/65536 of a pixel: for sides of up to 10,000 pixels.
     """
     height, width, channels = image.shape
     x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
