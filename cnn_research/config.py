@@ -118,7 +118,7 @@ def base_config() -> ConfigDict:
     # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none. What there is:
     # pad_and_crop(pixels), shift(pixels), random_crop(size), random_resized_crop(size), resize(size), flip,
     # alternating_flip, color_jitter(brightness, contrast, saturation, hue), lighting(std), cutout(size),
-    # random_erasing(probability)
+    # random_erasing(probability), randaugment(num_ops, magnitude), trivialaugment
     config.augment = ""
     # Of pairs of augmented images and their labels: mixup(alpha), cutmix(alpha), "mixup(0.2)|cutmix(1)" (each image
     # draws one of them); "" = none. The training accuracy then counts the label of the first image of a pair.

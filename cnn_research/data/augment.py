@@ -2,7 +2,7 @@
 
 Each operation maps a key and one image uint8[H, W, C] to an image uint8[H', W', C] and works under `jit` and `vmap`.
 `parse` builds a pipeline from text such as "pad_and_crop(4)|flip", `apply` runs it over a batch. Operations that change
-colours stand in `color`.
+colours stand in `color`, those that draw one of many in `policies`.
 
 Pixels stay uint8 between operations too: the half of a level that is lost to rounding matters to no network.
 """
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_research.data.color import color_jitter, lighting
+from cnn_research.data.policies import randaugment, trivialaugment
 from cnn_research.errors import UserError, suggest
 
 Augmentation = Callable[..., jax.Array]  # (key, image), and an Example where it `knows_example`
@@ -273,6 +274,8 @@ OPERATIONS: dict[str, Callable[..., Augmentation]] = {
     "lighting": lighting,
     "cutout": cutout,
     "random_erasing": random_erasing,
+    "randaugment": randaugment,
+    "trivialaugment": trivialaugment,
 }
 
 _CALL = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\))?\s*")
