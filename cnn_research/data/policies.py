@@ -156,7 +156,8 @@ def _map_levels(image: jax.Array, operation: jax.Array, threshold: jax.Array, ma
     levels = jnp.arange(256)
     table = jnp.where(levels >= threshold, 255 - levels, levels) & mask
 
-    lowest, highest = (jnp.int32(f(image, axis=(0, 1)))[:, None] for f in (jnp.min, jnp.max))
+    lowest = jnp.argmax(histogram > 0, axis=1)[:, None]
+    highest = 255 - jnp.argmax(histogram[:, ::-1] > 0, axis=1)[:, None]
     stretched = jnp.clip(255 * (levels - lowest) // jnp.maximum(highest - lowest, 1), 0, 255)
     autocontrast = jnp.where(highest > lowest, stretched, levels)
 
