@@ -8,8 +8,8 @@ levels, a blend with a second image, and an affine warp. An operation is the num
 of which then change nothing; they are computed once, when the step is traced. That costs what the dearest operations
 cost together (one histogram, two gathers) instead of the sum over 14, of which 5 would gather for a warp.
 
-All arithmetic on pixels is in whole numbers, so the result is the same on every device. It follows Pillow 11 to 13,
-which torchvision calls for PIL images:
+All arithmetic on pixels is in whole numbers, so the result is the same on every device. It follows Pillow, which
+torchvision calls for PIL images:
 
 - Geometry maps each pixel of the result back into the image, centre to centre, takes the nearest pixel there and fills
   with 0 from outside, as `Image.transform` does with AFFINE and NEAREST: in the same steps of 1/65536 pixel.
