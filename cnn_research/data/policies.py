@@ -8,8 +8,8 @@ levels, a blend with a second image, and an affine warp. An operation is the num
 of which then change nothing; they are computed once, when the step is traced. That costs what the dearest operations
 cost together (one histogram, two gathers) instead of the sum over 14, of which 5 would gather for a warp.
 
-All arithmetic on pixels is in whole numbers, so the result is the same on every device. It follows Pillow 11 to 13,
-which torchvision calls for PIL images:
+All arithmetic on pixels is in whole numbers, so the result is the same on every device. It follows Pillow, which
+torchvision calls for PIL images:
 
 - Geometry maps each pixel of the result back into the image, centre to centre, takes the nearest pixel there and fills
   with 0 from outside, as `Image.transform` does with AFFINE and NEAREST: in the same steps of 1/65536 pixel.
@@ -99,7 +99,7 @@ def apply_operation(
     """Applies one operation.
 
     Args:
-      image: uint8[H, W, C].
+      image: uint8[H, W, C], of 8 million pixels at most, and a side of 10,000: sums are int32.
       space: whose strengths are meant.
       operation: its place in OPERATIONS.
       strength: from 0 to 30. Identity, autocontrast and equalize know none.
@@ -156,13 +156,14 @@ def _map_levels(image: jax.Array, operation: jax.Array, threshold: jax.Array, ma
     levels = jnp.arange(256)
     table = jnp.where(levels >= threshold, 255 - levels, levels) & mask
 
-    lowest, highest = (jnp.int32(f(image, axis=(0, 1)))[:, None] for f in (jnp.min, jnp.max))
-    stretched = jnp.clip(jax.lax.div(255 * (levels - lowest), jnp.maximum(highest - lowest, 1)), 0, 255)
+    lowest = jnp.argmax(histogram > 0, axis=1)[:, None]
+    highest = 255 - jnp.argmax(histogram[:, ::-1] > 0, axis=1)[:, None]
+    stretched = jnp.clip(255 * (levels - lowest) // jnp.maximum(highest - lowest, 1), 0, 255)
     autocontrast = jnp.where(highest > lowest, stretched, levels)
 
     below = jnp.cumsum(histogram, axis=1) - histogram
     step = jnp.take_along_axis(below, highest, axis=1) // 255  # pixels a level; the highest one's are left out
-    equal = jnp.minimum(jax.lax.div(step // 2 + below, jnp.broadcast_to(jnp.maximum(step, 1), below.shape)), 255)
+    equal = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
     equalize = jnp.where(step > 0, equal, levels)
 
     table = jnp.where(operation == _NUMBER["autocontrast"], autocontrast, table)
@@ -185,7 +186,7 @@ def _blend(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Arr
     other = jnp.where(operation == _NUMBER["color"], grey, other)
     other = jnp.where(operation == _NUMBER["contrast"], mean, other)
     other = jnp.where(operation == _NUMBER["sharpness"], _smooth(image), other)
-    return jnp.clip(jax.lax.div(factor * image + (1000 - factor) * other, 1000), 0, 255)
+    return jnp.clip((factor * image + (1000 - factor) * other) // 1000, 0, 255)
 
 
 def _smooth(image: jax.Array) -> jax.Array:
@@ -195,13 +196,13 @@ def _smooth(image: jax.Array) -> jax.Array:
         return image
     rows = image[:-2] + image[1:-1] + image[2:]
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]
-    return image.at[1:-1, 1:-1].set(jax.lax.div(2 * total + 13, 26))
+    return image.at[1:-1, 1:-1].set((2 * total + 13) // 26)
 
 
 def _warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
     """Shears, translations and rotation: the result's pixel at (x, y) is the image's at the matrix times (x, y, 1).
 
-    Nearest interpolation, 0 outside. The matrix is int32[6], in 1/65536 of a pixel: for sides of up to 10,000 pixels.
+    Nearest interpolation, 0 outside. The matrix is int32[6], in 1/65536 of a pixel.
     """
     height, width, channels = image.shape
     x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
