@@ -30,8 +30,9 @@ ONE_OF_EACH = ["convnet", "lenet5", "lenet5_paper", "alexnet", "alexnet_owt", "z
 ONE_OF_EACH += ["vgg11_bn_cifar", "googlenet", "googlenet_bn", "resnet18", "resnet50", "resnet20", "densenet121"]
 ONE_OF_EACH += ["densenet_40_12"]
 
-# bfloat16 keeps 8 bits. Each layer rounds, forwards and backwards, and normalisation over few values blows that up.
-COSINE = 0.9
+# Of the gradients in bfloat16 and in float32. bfloat16 keeps 8 bits; each layer rounds, forwards and backwards, and
+# normalisation over few values blows that up, so the deeper a network is, the more of its gradient is rounding.
+COSINE, COSINE_AT_FULL_DEPTH = 0.9, 0.5
 
 # Compilation takes most of the time, and this level least of that.
 OPTIONS = {"xla_backend_optimization_level": 0}
@@ -62,7 +63,7 @@ def flat(tree):
     return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
 
 
-def check(name):
+def check(name, least_cosine):
     shape = image_shape(name)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(16, *shape)).astype(np.float32)
@@ -108,19 +109,19 @@ def check(name):
     assert half_value == pytest.approx(value, rel=0.1)
     cosine = grads @ half_grads / np.linalg.norm(grads) / np.linalg.norm(half_grads)
     print(f"{name}: loss {value:.4f} {half_value:.4f}, cosine of the gradients {cosine:.4f}")
-    assert cosine > COSINE
+    assert cosine > least_cosine
 
 
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_with_few_blocks(name, few_units, few_blocks):
-    check(name)
+    check(name, COSINE)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", registry.list_models())
 def test_at_full_depth(name, few_units):
-    check(name)
+    check(name, COSINE_AT_FULL_DEPTH)
 
 
 def test_every_class_has_its_turn():
