@@ -11,7 +11,7 @@ from absl import flags
 from cnn_research import config as configs
 from cnn_research.commands import launch
 from cnn_research.errors import UserError
-from cnn_research.models import registry
+from cnn_research.models import layers, registry
 from cnn_research.models.layer_table import Layer, LayerTable, layer_table
 
 _BATCH = 128  # of the memory estimate
@@ -70,10 +70,15 @@ def _description(name: str) -> str:
         channels = given.channels or facts.image_shape[2]
         num_classes = given.num_classes or facts.num_classes
         fields = dict(_parsed(field) for field in given.field)
+        for field, value in fields.items():
+            fields[field] = _checked(name, field, value)
         table = layer_table(registry.create_model(name, num_classes, **fields), (*size, channels))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
-    return _as_json(name, table) if given.json else _as_text(name, table)
+    if given.json:
+        return _as_json(name, table)
+    published = not fields and (table.input, table.num_classes) == (facts.image_shape, facts.num_classes)
+    return _as_text(name, table, published)
 
 
 def _parsed(text: str) -> tuple[str, Any]:
@@ -87,13 +92,26 @@ def _parsed(text: str) -> tuple[str, Any]:
         return field, tuple(value.split(",")) if "," in value else value
 
 
+def _checked(name: str, field: str, value: Any) -> Any:
+    """Requires that the network has the field, and that the value is of the type that a config would want."""
+    known = registry.model_fields(name)
+    if field not in known:  # neither has it what only code can give: modules
+        raise ValueError(f"no field {field!r}{layers.suggest(field, known)}; fields: {', '.join(known) or 'none'}")
+    kind = configs.base_config().model.get_type(field)
+    if kind is tuple:
+        return value if isinstance(value, tuple) else (value,)
+    if not isinstance(value, (int, float) if kind is float else kind) or (kind is float and isinstance(value, bool)):
+        raise ValueError(f"--field={field}={value}: a {kind.__name__} is needed")
+    return value
+
+
 def _as_json(name: str, table: LayerTable) -> str:
     layers = [dataclasses.asdict(layer) for layer in table.layers]
     totals = {field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name != "layers"}
     return json.dumps({"name": name, **totals, "layers": layers}, indent=2)
 
 
-def _as_text(name: str, table: LayerTable) -> str:
+def _as_text(name: str, table: LayerTable, published: bool) -> str:
     facts = registry.model_facts(name)
     header = ("layer", "kind", "output", "kernel", "stride", "padding", "size", "parameters", "MACs", "field", "jump")
     lines = _aligned([header, *map(_row, table.layers)], left=7)
@@ -110,7 +128,7 @@ def _as_text(name: str, table: LayerTable) -> str:
         f"{table.training_bytes_per_image / mib:,.1f} MiB an image; convolutions' workspace comes on top",
         "inference": f"about {inference / mib:,.0f} MiB at a batch of {_BATCH}",
         "paper": facts.paper,
-        "error": _error(facts),
+        "error": _error(facts) if published else "",
     }
     width = max(map(len, totals))
     summary = [f"{key:<{width}}  {value}" for key, value in totals.items() if value]
@@ -151,7 +169,7 @@ def _listing(pattern: str) -> str:
 def _error(facts: Any) -> str:
     if not facts.source:
         return ""
-    top1, top5 = ("-" if error is None else f"{error:g} %" for error in facts.error)
+    top1, top5 = ("-" if error is None else f"{error:.2f} %" for error in facts.error)
     return f"{top1}, {top5} on {facts.dataset} ({facts.source})"
 
 

@@ -29,5 +29,7 @@ def main() -> None:
     """Evaluates and prints the metrics as JSON."""
     given = flags.FLAGS
     protocol = {name: given[name].value for name in _PROTOCOL if given[name].value is not None}
+    if protocol.get("crops") == "ten":
+        protocol.setdefault("flip", False)  # ten crops have their mirror images among them
     values = loop.evaluate(given.workdir, given.split, given.checkpoint, given.data_dir, protocol)
     print(json.dumps(values, indent=2))

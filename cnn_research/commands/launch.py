@@ -21,6 +21,7 @@ from cnn_research.errors import Diverged, Preempted, UserError, suggest
 FLAGS = flags.FLAGS
 _PACKAGE = Path(cnn_research.__file__).parent
 _CONFIGS = Path("experiments/configs")  # of a checkout, seen from its root
+_unset: list[str] = []  # fields that the command line sets to None, which ml_collections refuses for most types
 
 
 def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int = 0) -> None:
@@ -63,15 +64,14 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
 
 
 def given_config() -> ConfigDict:
-    """Returns FLAGS.config, in which ml_collections leaves "None" as text or puts it into a tuple."""
+    """Returns FLAGS.config with what the command line sets to None."""
     config = FLAGS.config
-    for field, value in configs.flatten(config.to_dict()).items():
+    for field in _unset:
         *sections, name = field.split(".")
         section = config
         for part in sections:
             section = section[part]
-        if value in ("None", (None,)):
-            section[name] = None
+        section[name] = None
     return config
 
 
@@ -79,10 +79,11 @@ def _checked_overrides(argv: Sequence[str]) -> list[str]:
     """Loads the config file and looks up each --config.x.y in it: ml_collections would answer with a traceback.
 
     Returns:
-        The arguments, in which what is meant as several texts, such as max,average or 10ep,50%, is written as Python
-        has it: ml_collections reads the first as one text and refuses the second.
+        The arguments without fields that are set to None: `given_config` does that. In the others, what is meant as
+        several texts, such as max,average or 10ep,50%, is written as Python has it: ml_collections reads the first as
+        one text and refuses the second.
     """
-    argv, path, overrides = list(argv), None, []
+    argv, path, overrides, dropped = list(argv), None, [], set()
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
@@ -102,9 +103,12 @@ def _checked_overrides(argv: Sequence[str]) -> list[str]:
                 listed = f"its fields are {', '.join(choices)}" if choices else "it is a single value"
                 raise UserError(f"{name}: {where} has no field {part!r}.{suggest(part, choices)} ({listed})")
             parent, section = section, section[part]
-        if parent.get_type(part) is tuple and place < len(argv):
+        if place < len(argv) and argv[place] == f"{before_value}None":
+            _unset.append(field)
+            dropped.update({place, place if before_value else place - 1})
+        elif parent.get_type(part) is tuple and place < len(argv):
             argv[place] = before_value + _quoted(argv[place].removeprefix(before_value))
-    return argv
+    return [argument for i, argument in enumerate(argv) if i not in dropped]
 
 
 def _quoted(text: str) -> str:

@@ -256,9 +256,12 @@ def _resample(image: jax.Array, corner: jax.Array, box: jax.Array, size: int) ->
     return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
 
 
+_LARGEST = 4096  # pixels: more is a slip of the finger, and takes all memory
+
+
 def _check_whole(name: str, value: int | float, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of pixels, {least} or more, but is {value!r}")
+    if not isinstance(value, int) or not least <= value <= _LARGEST:
+        raise ValueError(f"{name} must be a whole number of pixels from {least} to {_LARGEST}, but is {value!r}")
 
 
 # The operations by the name they have in a pipeline's text.
@@ -324,7 +327,8 @@ def apply(
 ) -> jax.Array:
     """Augments a batch. An image's augmentation depends on (key, its position) alone.
 
-    So it is the same for every batch size, number of devices and place in the batch.
+    So it is the same for every batch size, number of devices and place in the batch: to the bit what moves pixels, and
+    to one level of 255, here and there, what resizes or changes colours, whose rounding is the compiler's affair.
 
     Args:
       pipeline: from `parse`.

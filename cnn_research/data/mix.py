@@ -76,9 +76,8 @@ def parse(text: str) -> Mix | None:
         if not match or match["name"] not in KINDS:
             word = call.split("(")[0].strip()
             known = " and ".join(f"{name}(alpha)" for name in KINDS)
-            raise UserError(
-                f"Can't read {call.strip()!r} in the mix {text!r}; known are {known}.{suggest(word, KINDS)}"
-            )
+            hint = f" {word} needs a number, such as {word}(0.2)." if word in KINDS else suggest(word, KINDS)
+            raise UserError(f"Can't read {call.strip()!r} in the mix {text!r}; known are {known}.{hint}")
         try:
             kinds.append(KINDS[match["name"]](float(match["alpha"])))
         except ValueError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from absl import logging
 from tqdm import tqdm
 
+from cnn_research.data import folder, shapes
 from cnn_research.data import tfds as tfds_source
 from cnn_research.errors import UserError
 
@@ -32,6 +33,8 @@ def prepare(name: str, data_dir: str = "", output_dir: str = ""):
       UserError: TensorFlow is missing where it is needed, or the dataset is unknown, can't be downloaded, read or
         written.
     """
+    if name == "digits" or shapes.is_shapes(name) or name.startswith(folder.PREFIX):
+        raise UserError(f"{name!r} needs no preparation: it can be trained on as it is.")
     found = tfds_source.locate(name, data_dir)
     try:
         if found.folder is None:

@@ -7,7 +7,6 @@ microseconds of indices, and nothing but these travels to the device.
 import concurrent.futures
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -188,7 +187,7 @@ def _load(source: Source, recipe: dict[str, Any], on_error: str) -> dict[str, np
     broken = []
 
     small = height is not None and width is not None and height * width < _PIXELS_WORTH_THREADS
-    workers, chunk = (1, _CHUNK_OF_SMALL) if small else (min(os.cpu_count() or 1, 16), _CHUNK_OF_LARGE)
+    workers, chunk = (1, _CHUNK_OF_SMALL) if small else (min(sources.count_cores(), 16), _CHUNK_OF_LARGE)
 
     def load_chunk(start: int) -> int:
         """Fills one chunk; returns its size."""

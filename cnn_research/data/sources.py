@@ -11,6 +11,7 @@ Here stand the contract, parts of splits, and the digits; the others have files 
 import dataclasses
 import functools
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,6 +146,11 @@ def report_skipped(source: Source, indices: Sequence[int]) -> None:
     paths = ", ".join(where(source, index) for index in list(indices)[:5])
     more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
     logging.warning("skipped %d image(s) that can't be read: %s%s", len(indices), paths, more)
+
+
+def count_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:

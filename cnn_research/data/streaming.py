@@ -78,7 +78,7 @@ class StreamingFeed:
         """
         if crop != "none" and not image_size:
             raise UserError(f"dataset.train_crop={crop!r} needs a dataset.image_size to resize the crops to.")
-        self._workers = count_cores() if workers < 0 else workers
+        self._workers = sources.count_cores() if workers < 0 else workers
         self._worker_kind = worker_kind
         shape = sources.shape_of(source, image_size, on_error)
         self._reader = _Reader(source, shape, seed, image_size, how, interpolation, crop, on_error)
@@ -181,11 +181,6 @@ class StreamingFeed:
                 yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         finally:
             iterator.close()
-
-
-def count_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def random_resized_crop(size: tuple[int, int], seed: int, position: int) -> tuple[int, int, int, int]:

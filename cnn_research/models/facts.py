@@ -6,6 +6,9 @@ table; the tests compare them with what the networks here really have.
 
 import dataclasses
 
+# Pixels from 0 to 255 less their mean: what the initial weights and the response normalisation of AlexNet and ZFNet
+# expect.
+_PIXELS_STD = (1 / 255, 1 / 255, 1 / 255)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
@@ -73,7 +76,8 @@ _CIFAR_DENSENET = "table 2, with augmentation"
 FACTS: dict[str, Facts] = {
     "convnet": Facts(421_642, 0.00424, "the tutorials' network: no paper", **_MNIST),
     "lenet5": Facts(61_706, 0.00042, _LENET, **_MNIST),
-    # The paper scales pixels so that the background is -0.1 and ink 1.175.
+    # The paper scales pixels so that the background is -0.1 and ink 1.175. C3 is computed as a dense convolution; along
+    # its connections alone there are 0.00033 G multiply-adds.
     "lenet5_paper": Facts(
         60_000,
         0.00042,
@@ -82,11 +86,13 @@ FACTS: dict[str, Facts] = {
         "section III-B, without distortions",
         **{**_MNIST, "image_shape": (32, 32, 1), "mean": (0.1 / 1.275,), "std": (1 / 1.275,)},
     ),
-    "alexnet": Facts(60_965_224, 0.724, _ALEXNET, (40.7, 18.2), "table 2, one network, 10 crops", (227, 227, 3)),
-    "alexnet_one_tower": Facts(62_378_344, 1.135, _ALEXNET, image_shape=(227, 227, 3)),
+    "alexnet": Facts(
+        60_965_224, 0.724, _ALEXNET, (40.7, 18.2), "table 2, one network, 10 crops", (227, 227, 3), std=_PIXELS_STD
+    ),
+    "alexnet_one_tower": Facts(62_378_344, 1.135, _ALEXNET, image_shape=(227, 227, 3), std=_PIXELS_STD),
     "alexnet_owt": Facts(61_100_840, 0.714, _OWT, (43.478, 20.934), _TORCHVISION),
-    "zfnet": Facts(62_357_608, 1.168, _ZFNET, (38.4, 16.5), "table 2, one network, 10 crops"),
-    "zfnet_wide": Facts(107_627_624, 2.477, _ZFNET, (37.5, 16.0), "table 2, model (b), 10 crops"),
+    "zfnet": Facts(62_357_608, 1.168, _ZFNET, (38.4, 16.5), "table 2, one network, 10 crops", std=_PIXELS_STD),
+    "zfnet_wide": Facts(107_627_624, 2.477, _ZFNET, (37.5, 16.0), "table 2, model (b), 10 crops", std=_PIXELS_STD),
     "vgg11": Facts(132_863_336, 7.609, _VGG, (29.6, 10.4), _VGG_TABLE),
     "vgg13": Facts(133_047_848, 11.308, _VGG, (28.7, 9.9), _VGG_TABLE),
     "vgg16_c": Facts(133_638_952, 11.771, _VGG, (27.3, 8.8), f"{_VGG_TABLE}, trained at several"),

@@ -10,6 +10,7 @@ maps images to logits has a table. Nothing is compiled and no parameter is made.
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -105,8 +106,8 @@ def layer_table(model: nn.Module, image_shape: Sequence[int]) -> LayerTable:
         image_shape: (H, W, C).
 
     Raises:
-        ValueError: the images are too small for a layer, which the message names with its arithmetic, or a field of the
-            model isn't one of its allowed values.
+        ValueError: the images are too small for a layer, which the message names with its arithmetic, a field of the
+            model isn't one of its allowed values, or the model has a transposed convolution.
     """
     classes: dict[tuple[str, ...], str] = {}
 
@@ -313,10 +314,19 @@ def _views(trace: _Trace) -> list[_View]:
         elif step.name == "slice" and step.parameters["strides"] and len(step.shapes[0]) == 4:
             jump = [j * s for j, s in zip(jump, step.parameters["strides"][_HEIGHT : _WIDTH + 1], strict=True)]
         for number in step.outputs:
-            joined = len(trace.shapes[number]) != 4 or step.kind.endswith(" average pool")  # global or adaptive
-            whole = joined or any(view.whole for view in given)
+            whole = any(view.whole for view in given) or _joins_positions(step, trace.shapes[number])
             views[number] = _View(tuple(extent), tuple(jump), whole)
     return views
+
+
+def _joins_positions(step: _Step, output: tuple[int, ...]) -> bool:
+    """Whether an element of the result has seen all positions of an operand: it is flattened or averaged."""
+    if step.kind.endswith(" average pool"):  # global or adaptive
+        return True
+    if max(map(len, step.shapes)) == len(output) == 4 and step.name != "reshape":
+        return False
+    # What keeps height and width where they are, such as the mean over the channels, joins nothing.
+    return any(len(shape) > 2 and shape[1:3] != output[1:3] for shape in step.shapes) or len(output) < 3
 
 
 def _needed(trace: _Trace) -> list[bool]:
@@ -335,14 +345,23 @@ def _rows(trace: _Trace, params: dict[tuple[str, ...], int], classes: dict[tuple
     for path, size in params.items():
         owners[path[:-1]] = owners.get(path[:-1], 0) + size
     rows: dict[tuple[str, ...], Layer] = {}
+    sums: dict[int, Layer] = {}  # rows of sum pools, by the number of their result
     views = _views(trace)
     for step, needed in zip(trace.steps, _needed(trace), strict=True):
         scope = step.scope[1:]  # without the network's own name
         parts = (scope[:length] for length in range(len(scope), -1, -1))
         owner = next((part for part in parts if part in owners), None)
-        if owner is None and not step.kind and scope not in rows:
-            continue
         path = scope if owner is None else owner
+        if owner is None and scope in classes:  # in a module of parts, with no name of its own
+            if step.name in ("div", "mul") and step.inputs[0] in sums:
+                sums[step.inputs[0]].kind = "average pool"
+            if not step.kind:
+                continue
+            name = re.sub("^(max|sum) ", "", step.kind)  # a sum may turn out to be an average
+            number = 1 + sum(other[:-1] == scope and other[-1].startswith(name) for other in rows)
+            path = (*scope, f"{name} {number}")
+        elif owner is None and not step.kind and scope not in rows:
+            continue
         if path not in rows:
             kind = classes.get(path, "").replace("BatchNorm", "batch norm")
             rows[path] = Layer("/".join(path), kind, parameters=owners.get(path, 0))
@@ -353,9 +372,11 @@ def _rows(trace: _Trace, params: dict[tuple[str, ...], int], classes: dict[tuple
         row.training_only = row.training_only and not needed
         if step.kind:
             row.kind = step.kind
-            row.macs += _macs(step, trace.shapes[step.outputs[0]])
+            row.macs += _macs(step, trace.shapes[step.outputs[0]], row.path)
         elif row.kind == "sum pool" and step.name in ("div", "mul") and owner is None:
             row.kind = "average pool"  # the sum of the windows, divided
+        if row.kind == "sum pool":
+            sums[step.outputs[0]] = row
         if (window := step.spatial_window) is not None:
             row.kernel, row.stride, row.padding = window
             axes = (step.shapes[0][_HEIGHT], *(pair[0] for pair in window), row.output[0])
@@ -363,8 +384,10 @@ def _rows(trace: _Trace, params: dict[tuple[str, ...], int], classes: dict[tuple
     return list(rows.values())
 
 
-def _macs(step: _Step, output: tuple[int, ...]) -> int:
+def _macs(step: _Step, output: tuple[int, ...], path: str) -> int:
     if step.name == "conv_general_dilated":
+        if max(step.parameters["lhs_dilation"]) > 1:
+            raise ValueError(f"{path}: a layer table has no arithmetic for transposed convolutions")
         kernel = step.shapes[1]
         return math.prod(output) * math.prod(kernel) // kernel[step.parameters["dimension_numbers"].rhs_spec[0]]
     if step.name == "dot_general":

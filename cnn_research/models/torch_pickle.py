@@ -65,6 +65,8 @@ def _ordered_dict(pairs: Any = ()) -> dict:
     result: dict = {}
     for key, value in pairs:
         _set_item(result, key, value)
+    if isinstance(pairs, list):
+        pairs.clear()  # else a few bytes that ask for the same list again and again would fill the memory
     return result
 
 

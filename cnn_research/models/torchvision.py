@@ -230,6 +230,15 @@ def import_weights(
         target = _Target(index, ".".join(layers), tuple(leaf.shape))
         targets[f"{_rename(target.layer, family.layers)}.{_LEAVES.get(kind, kind)}"] = target
 
+    # A head is dropped as a whole, should only one of its tensors tell another number of classes.
+    other_heads = set()
+    for theirs, value in state_dict.items():
+        target = targets.get(_rename(theirs, family.aliases))
+        if target and target.layer in family.heads:
+            array = _as_matrix(np.asarray(value), target)
+            if _differ_only(0, array.shape, target.torch_shape):
+                other_heads.add(target.layer)
+
     found: dict[str, str] = {}  # torchvision's name -> the file's
     loaded, unexpected, dropped = [], [], []
     for theirs, value in state_dict.items():
@@ -245,9 +254,8 @@ def import_weights(
             unexpected.append(theirs)
             continue
         target = targets[tensor]
-        if array.ndim == 4 and len(target.shape) == 2:  # a fully-connected layer, written as a convolution
-            array = array.reshape(len(array), -1)
-        if target.layer in family.heads and _differ_only(0, array.shape, target.torch_shape):
+        array = _as_matrix(array, target)
+        if target.layer in other_heads:
             dropped.append(theirs)
             continue
         _check(name, theirs, array, target.torch_shape)
@@ -274,6 +282,11 @@ def _family(name: str) -> _Family:
     if name not in _FAMILIES:
         raise ValueError(f"torchvision has no counterpart of {name}; it has of {', '.join(importable_models())}")
     return _FAMILIES[name]
+
+
+def _as_matrix(array: np.ndarray, target: _Target) -> np.ndarray:
+    """A fully-connected layer that is written as a convolution -> [O, I]; anything else as it is."""
+    return array.reshape(len(array), -1) if array.ndim == 4 and len(target.shape) == 2 else array
 
 
 def _differ_only(axis: int, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:

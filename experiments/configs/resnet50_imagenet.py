@@ -11,7 +11,8 @@ The recipe is that of section 3.4: batches of 256, a learning rate of 0.1, weigh
 AlexNet's lighting, strides where the paper has them. What differs: the paper divides the learning rate by ten when the
 error stops falling, within 120 epochs, here after 30 and 60 of 90; it scales the shorter side to between 256 and 480
 pixels before it crops, here boxes of 8 to 100 % of the area are resized, as in Facebook's fb.resnet.torch and in
-torchvision; it recomputes the statistics of batch normalisation after training, here their moving averages are used.
+torchvision; it recomputes the statistics of batch normalisation after training, here their moving averages are used;
+and weights alone decay, where it says nothing.
 
 Images are read at 256 pixels. Needs imagenet2012 prepared as array_record. Not run here at full size. On an accelerator
 `--config.precision=bfloat16` halves time and memory. `:smoke` after the config's name trains two steps on generated

@@ -23,7 +23,6 @@ TINY = str(Path(__file__).parents[1] / "end_to_end" / "tiny.py")
         ("model.padding", "same,1", ("same", "1")),
         ("model.kernel_size", "3,5", (3, 5)),
         ("dataset.mean", "0.5", 0.5),
-        ("model.filters", "None", None),
     ],
 )
 def test_several_values_are_written_as_python_has_them(config, field, text, value):
@@ -77,3 +76,13 @@ def test_console_shows_this_package_and_warnings(capsys):
         root.handlers = handlers
         logging.getLogger("absl").setLevel(level)
     assert capsys.readouterr().err == "ours\nwarning\n"
+
+
+@pytest.mark.parametrize("field", ["model.filters", "model.auxiliary_heads", "model.dropout_rate", "model.activation"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_none_is_kept_from_ml_collections(monkeypatch, field, equals):
+    monkeypatch.setattr(launch, "_unset", [])
+    override = [f"--config.{field}=None"] if equals else [f"--config.{field}", "None"]
+    argv = ["train.py", f"--config={TINY}", *override, "--workdir=w"]
+    assert launch._checked_overrides(argv) == ["train.py", f"--config={TINY}", "--workdir=w"]
+    assert launch._unset == [field]

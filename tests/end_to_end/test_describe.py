@@ -57,6 +57,9 @@ def test_list(script):
         (["--list", "nothing*"], ["nothing*"]),
         (["resnet18", "--field=stem=cifr"], ["stem", "did you mean 'cifar'"]),
         (["resnet18", "--field=stem"], ["--field=stem", "value"]),
+        (["resnet18", "--field=norm=x"], ["no field 'norm'", "stem"]),
+        (["resnet18", "--field=stochastic_depth_rate=abc"], ["stochastic_depth_rate=abc", "float"]),
+        (["resnet18", "--field=squeeze_excitation=maybe"], ["squeeze_excitation=maybe", "bool"]),
         (["resnet18", "--image_size=0"], ["image_size"]),
     ],
 )

@@ -156,6 +156,41 @@ def test_the_short_norm_has_the_parameters_of_the_real_one(name, side, fields):
     assert {layer.path: layer.parameters for layer in table.layers if layer.parameters} == expected
 
 
+class FlaxExample(nn.Module):
+    """The network of Flax's MNIST example, with its unnamed poolings, and a normalisation over the channels."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.avg_pool(nn.relu(nn.Conv(32, (3, 3))(x)), (2, 2), strides=(2, 2))
+        x = nn.avg_pool(nn.relu(nn.LayerNorm()(nn.Conv(64, (3, 3))(x))), (2, 2), strides=(2, 2))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_layers_without_names_have_rows_of_their_own():
+    rows = layer_table(FlaxExample(), (28, 28, 1)).layers
+    assert [(r.path, r.kind, r.output, r.receptive_field, r.jump) for r in rows] == [
+        ("Conv_0", "convolution", (28, 28, 32), 3, 1),
+        ("pool 1", "average pool", (14, 14, 32), 4, 2),
+        ("Conv_1", "convolution", (14, 14, 64), 8, 2),
+        ("LayerNorm_0", "LayerNorm", (14, 14, 64), 8, 2),
+        ("pool 2", "average pool", (7, 7, 64), 10, 4),
+        ("pool 3", "max pool", (3, 3, 64), 18, 8),
+        ("Dense_0", "fully connected", (10,), None, None),
+    ]
+
+
+class Transposed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.ConvTranspose(3, (2, 2), strides=(2, 2), name="up")(x).mean((1, 2))
+
+
+def test_transposed_convolutions_are_refused_by_name():
+    with pytest.raises(ValueError, match="^up: .*transposed"):
+        layer_table(Transposed(), (8, 8, 1))
+
+
 def test_shortcut_a_strides_without_a_layer():
     rows = by_path(table_of("resnet20", 32))
     assert rows["layer2_0/conv2"].jump == rows["layer2_1/conv1"].jump == 2

@@ -430,6 +430,16 @@ def test_another_number_of_classes_drops_the_head(name, dropped, few_units):
         import_weights(name, state_dict, targets)
 
 
+def test_a_head_is_dropped_as_a_whole(few_units):
+    """A bias that happens to fit doesn't go with a kernel that doesn't."""
+    initial = jax.tree.map(lambda leaf: np.full(leaf.shape, -7.0, np.float32), shapes("resnet18", 10))
+    state_dict = numbered(NETWORKS["resnet18"](few_units, 1000))
+    state_dict["fc.bias"] = np.ones(10, np.float32)
+    variables, report = import_weights("resnet18", state_dict, initial)
+    assert report.dropped == ("fc.weight", "fc.bias")
+    assert all((value == -7.0).all() for value in variables["params"]["output"].values())
+
+
 def test_googlenets_heads_may_be_missing_on_either_side():
     with_heads, without = numbered(googlenet_tensors(1000)), numbered(googlenet_tensors(1000, heads=False))
     heads = [key for key in with_heads if key.startswith("aux") and not key.endswith("tracked")]
