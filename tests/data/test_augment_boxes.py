@@ -224,7 +224,7 @@ def test_output_shape(text, shape):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("random_crop(0)", "size must be a whole number of pixels, 1 or more"),
+        ("random_crop(0)", "size must be a whole number of pixels from 1 to 4096"),
         ("random_crop", "missing"),
         ("random_resized_crop(2.5)", "size must be a whole number"),
         ("random_resized_crop(8, 0)", "min_scale"),
@@ -233,6 +233,7 @@ def test_output_shape(text, shape):
         ("resize(0)", "size must be"),
         ("cutout(-3)", "size must be"),
         ("random_erasing(1.5)", "probability must be"),
+        ("resize(100000)", "from 1 to 4096"),
         ("random_erasing(nan)", "probability must be"),
         ("random_resized_krop(8)", "Did you mean 'random_resized_crop'"),
     ],
