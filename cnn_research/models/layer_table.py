@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
+from cnn_research.models.trace import HEIGHT, Step, Trace, needed_steps, views_of
+
 _FLOAT32 = 4  # bytes
-_HEIGHT, _WIDTH = 1, 2  # axes of [N, H, W, C]
 
 
 @dataclasses.dataclass
@@ -127,7 +128,7 @@ def layer_table(model: nn.Module, image_shape: Sequence[int]) -> LayerTable:
         closed, (logits, variables) = init(key, image)
     params = {path: leaf.size for path, leaf in traverse_util.flatten_dict(variables.get("params", {})).items()}
 
-    trace = _Trace(closed.jaxpr)
+    trace = Trace(closed.jaxpr)
     rows = _rows(trace, params, classes)
     return LayerTable(
         input=tuple(image_shape),
@@ -167,187 +168,18 @@ def _with_short_norms(model: nn.Module) -> nn.Module:
     return model.clone(norm=lambda *, name, **_: BatchNorm(name=name))
 
 
-# -- the trace: every operation on something that depends on the image, one after the other
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One operation.
-
-    Attributes:
-        name, parameters: of the primitive.
-        shapes: of all operands.
-        inputs: numbers of the operands that depend on the image.
-        outputs: numbers of the results.
-        scope: the names around it, from the outside in.
-        remat: the number of the region that the backward pass computes again, or None.
-    """
-
-    name: str
-    parameters: dict[str, Any]
-    shapes: tuple[tuple[int, ...], ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    scope: tuple[str, ...]
-    remat: int | None
-
-    @property
-    def spatial_window(self) -> tuple[tuple[int, int], tuple[int, int], tuple[tuple[int, int], ...]] | None:
-        """(kernel, stride, padding), each for height and width, of what slides over the image."""
-        p = self.parameters
-        if self.name == "conv_general_dilated":
-            _, _, *axes = p["dimension_numbers"].rhs_spec
-            dilated = zip(axes, p["rhs_dilation"], strict=True)
-            kernel = tuple((self.shapes[1][axis] - 1) * dilation + 1 for axis, dilation in dilated)
-            return kernel, tuple(p["window_strides"]), tuple(p["padding"])
-        if self.name.startswith("reduce_window") and len(self.shapes[0]) == 4:
-            kernel = tuple(p["window_dimensions"][_HEIGHT : _WIDTH + 1])
-            strides, padding = p["window_strides"], p["padding"]
-            if kernel != (1, 1):
-                return kernel, tuple(strides[_HEIGHT : _WIDTH + 1]), tuple(padding[_HEIGHT : _WIDTH + 1])
-        return None
-
-    @property
-    def kind(self) -> str:
-        """What a layer is called that does this, or ""."""
-        if self.name == "conv_general_dilated":
-            return "convolution"
-        if self.name == "dot_general" and len(self.inputs) == 1:
-            return "fully connected"
-        if self.name == "reduce_window_max":
-            return "max pool"
-        if self.name == "reduce_window_sum":
-            return "sum pool" if self.spatial_window else "local response norm"
-        if self.name == "reduce_sum" and len(self.shapes[0]) == 4:
-            axes = {_HEIGHT, _WIDTH} & set(self.parameters["axes"])
-            return {2: "global average pool", 1: "adaptive average pool", 0: ""}[len(axes)]
-        return ""
-
-
-class _Trace:
-    """A jaxpr made flat.
-
-    Attributes:
-        steps: in order.
-        shapes, sizes: of each value, by its number: the shape, and the size in bytes. Value 0 is the image.
-        result: the number of the jaxpr's first result, the logits.
-    """
-
-    def __init__(self, jaxpr: Any):
-        self.steps: list[_Step] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.sizes: list[int] = []
-        self._regions = 0
-        *others, image = jaxpr.invars
-        self.result = self._run(jaxpr, [None] * len(others) + [self._number(image.aval)], (), None)[0]
-
-    def _number(self, aval: Any) -> int:
-        self.shapes.append(tuple(aval.shape))
-        self.sizes.append(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 0))
-        return len(self.shapes) - 1
-
-    def _run(self, jaxpr: Any, given: Sequence[int | None], scope: tuple[str, ...], remat: int | None) -> list:
-        """Numbers, or None for what doesn't depend on the image: of the operands -> of the results."""
-        numbers = dict(zip(jaxpr.invars, given, strict=True))
-
-        def look_up(atom: Any) -> int | None:
-            return None if hasattr(atom, "val") else numbers.get(atom)  # a literal has a value and no hash
-
-        for equation in jaxpr.eqns:
-            operands = [look_up(atom) for atom in equation.invars]
-            if all(number is None for number in operands):
-                continue
-            names = [name for name in str(equation.source_info.name_stack).split("/") if name]
-            # Flax writes the methods that a module calls on itself as "Class.method".
-            here = scope + tuple(name for name in names if "." not in name)
-            inner = _inner_jaxpr(equation)
-            if inner is None:
-                results = [self._number(var.aval) for var in equation.outvars]
-                inputs = tuple(number for number in operands if number is not None)
-                shapes = tuple(tuple(atom.aval.shape) for atom in equation.invars)
-                self.steps.append(
-                    _Step(equation.primitive.name, equation.params, shapes, inputs, tuple(results), here, remat)
-                )
-            else:
-                region = remat
-                if remat is None and equation.primitive.name in ("remat2", "remat", "checkpoint"):
-                    self._regions += 1
-                    region = self._regions
-                results = self._run(inner, operands, here, region)
-            numbers.update(zip(equation.outvars, results, strict=True))
-        return [look_up(atom) for atom in jaxpr.outvars]
-
-
-def _inner_jaxpr(equation: Any) -> Any:
-    """The jaxpr of a call (jit, remat, custom derivatives), or None for an operation, a loop or a conditional."""
-    for parameter in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = equation.params.get(parameter)
-        inner = getattr(inner, "jaxpr", inner)
-        if inner is not None and len(inner.invars) == len(equation.invars) and equation.primitive.name != "scan":
-            return inner
-    return None
-
-
 # -- what the trace says
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """What one element of an array sees of the image: extent and jump for height and width, in pixels, or all of it."""
-
-    extent: tuple[int, int] = (1, 1)
-    jump: tuple[int, int] = (1, 1)
-    whole: bool = False
-
-
-def _views(trace: _Trace) -> list[_View]:
-    """Of each value. Of several operands, as in a sum of branches, the larger view is the result's."""
-    views = [_View()] * len(trace.shapes)
-    for step in trace.steps:
-        given = [views[number] for number in step.inputs]
-        extent = [max(view.extent[axis] for view in given) for axis in (0, 1)]
-        jump = [max(view.jump[axis] for view in given) for axis in (0, 1)]
-        if (window := step.spatial_window) is not None:
-            for axis, (kernel, stride) in enumerate(zip(*window[:2], strict=True)):
-                extent[axis] += (kernel - 1) * jump[axis]
-                jump[axis] *= stride
-        elif step.name == "slice" and step.parameters["strides"] and len(step.shapes[0]) == 4:
-            jump = [j * s for j, s in zip(jump, step.parameters["strides"][_HEIGHT : _WIDTH + 1], strict=True)]
-        for number in step.outputs:
-            whole = any(view.whole for view in given) or _joins_positions(step, trace.shapes[number])
-            views[number] = _View(tuple(extent), tuple(jump), whole)
-    return views
-
-
-def _joins_positions(step: _Step, output: tuple[int, ...]) -> bool:
-    """Whether an element of the result has seen all positions of an operand: it is flattened or averaged."""
-    if step.kind.endswith(" average pool"):  # global or adaptive
-        return True
-    if max(map(len, step.shapes)) == len(output) == 4 and step.name != "reshape":
-        return False
-    # What keeps height and width where they are, such as the mean over the channels, joins nothing.
-    return any(len(shape) > 2 and shape[1:3] != output[1:3] for shape in step.shapes) or len(output) < 3
-
-
-def _needed(trace: _Trace) -> list[bool]:
-    """Of each step, whether the logits depend on it."""
-    numbers, needed = {trace.result}, []
-    for step in reversed(trace.steps):
-        needed.append(not numbers.isdisjoint(step.outputs))
-        if needed[-1]:
-            numbers.update(step.inputs)
-    return needed[::-1]
-
-
-def _rows(trace: _Trace, params: dict[tuple[str, ...], int], classes: dict[tuple[str, ...], str]) -> list[Layer]:
+def _rows(trace: Trace, params: dict[tuple[str, ...], int], classes: dict[tuple[str, ...], str]) -> list[Layer]:
     """A row for each module that has parameters itself, and for each pooling or normalisation without any."""
     owners: dict[tuple[str, ...], int] = {}
     for path, size in params.items():
         owners[path[:-1]] = owners.get(path[:-1], 0) + size
     rows: dict[tuple[str, ...], Layer] = {}
     sums: dict[int, Layer] = {}  # rows of sum pools, by the number of their result
-    views = _views(trace)
-    for step, needed in zip(trace.steps, _needed(trace), strict=True):
+    views = views_of(trace)
+    for step, needed in zip(trace.steps, needed_steps(trace), strict=True):
         scope = step.scope[1:]  # without the network's own name
         parts = (scope[:length] for length in range(len(scope), -1, -1))
         owner = next((part for part in parts if part in owners), None)
@@ -379,12 +211,12 @@ def _rows(trace: _Trace, params: dict[tuple[str, ...], int], classes: dict[tuple
             sums[step.outputs[0]] = row
         if (window := step.spatial_window) is not None:
             row.kernel, row.stride, row.padding = window
-            axes = (step.shapes[0][_HEIGHT], *(pair[0] for pair in window), row.output[0])
+            axes = (step.shapes[0][HEIGHT], *(pair[0] for pair in window), row.output[0])
             row.size_formula = size_formula(*axes)
     return list(rows.values())
 
 
-def _macs(step: _Step, output: tuple[int, ...], path: str) -> int:
+def _macs(step: Step, output: tuple[int, ...], path: str) -> int:
     if step.name == "conv_general_dilated":
         if max(step.parameters["lhs_dilation"]) > 1:
             raise ValueError(f"{path}: a layer table has no arithmetic for transposed convolutions")
@@ -411,7 +243,7 @@ def size_formula(size: int, kernel: int, stride: int, padding: tuple[int, int], 
     return f"floor(({size} + {pad} - {kernel})/{stride}) + 1 = {output}"
 
 
-def _saved_bytes(trace: _Trace, norms: Collection[tuple[str, ...]]) -> int:
+def _saved_bytes(trace: Trace, norms: Collection[tuple[str, ...]]) -> int:
     """What the backward pass reads: the operands of all that isn't linear or has a kernel or a scale, each once.
 
     Of a region that it computes again, it reads what enters the region, and the results of its convolutions, which this
@@ -435,11 +267,11 @@ def _saved_bytes(trace: _Trace, norms: Collection[tuple[str, ...]]) -> int:
     return sum(trace.sizes[number] for number in saved)
 
 
-def _peak_bytes(trace: _Trace) -> int:
+def _peak_bytes(trace: Trace) -> int:
     """The most bytes alive at one time, if a value is freed after its last use and an elementwise operation writes over
     an operand that isn't used again."""
     last = {}
-    steps = [step for step, needed in zip(trace.steps, _needed(trace), strict=True) if needed]
+    steps = [step for step, needed in zip(trace.steps, needed_steps(trace), strict=True) if needed]
     for index, step in enumerate(steps):
         last.update(dict.fromkeys(step.inputs, index))
     alive, peak = {0}, trace.sizes[0]
