@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 from cnn_research import config as configs
-from cnn_research.config import base_config, differences, from_json, to_json, validate
+from cnn_research.config import base_config, differences, from_json, to_json
 from cnn_research.data import augment
 from cnn_research.errors import UserError
 from cnn_research.training.setup import Experiment
+from cnn_research.validation import validate
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "configs"
 EXPERIMENTS = sorted(FOLDER.glob("*.py"))

@@ -45,11 +45,12 @@ def main(name: str = "") -> None:
 
 def _draw_images(path: str, output: str) -> None:
     from cnn_research.training import setup  # takes a second more than all the rest
+    from cnn_research.validation import validate
 
     config = launch.load_config(path)
     if flags.FLAGS.data_dir is not None:
         config.dataset.data_dir = flags.FLAGS.data_dir
-    configs.validate(config)
+    validate(config)
     picture = setup.draw_contact_sheet(config)
     try:
         picture.save(output)

@@ -10,7 +10,6 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from cnn_research import config as configs
 from cnn_research.errors import Diverged, Preempted, UserError
 from cnn_research.training import metrics, parallel
 from cnn_research.training import workdir as files
@@ -19,6 +18,7 @@ from cnn_research.training.preemption import Preemption
 from cnn_research.training.setup import Experiment, Feed, open_feeds
 from cnn_research.training.state import count_parameters, digest
 from cnn_research.training.writers import Progress, Writer
+from cnn_research.validation import validate
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """
     workdir = epath.Path(workdir).expanduser()
     parallel.initialise(config.compilation_cache)
-    configs.validate(config, parallel.device_count())
+    validate(config, parallel.device_count())
     files.check_same_run(workdir, config)
 
     # Data and network come before the workdir is touched: what can't be trained leaves no trace.
@@ -185,7 +185,7 @@ def evaluate(
     own = config.evaluation.to_dict()
     config.evaluation.update(protocol or {})
     if config.evaluation.to_dict() != own:
-        configs.validate(config)
+        validate(config)
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
     with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
