@@ -46,7 +46,7 @@ def open_feeds(config: ConfigDict, eval_splits: tuple[str, ...], train_split: st
     kind = config.dataset.feed
     if kind == "auto":
         kind = _choose_feed(config, sources, sizes, training=train_split is not None)
-    feeds = {split: _open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
+    feeds = {split: open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
     first, *others = feeds.items()
     for split, feed in others:
         for what, of in {"classes": lambda f: f.classes, "channels": lambda f: f.image_shape[-1]}.items():
@@ -72,7 +72,12 @@ def _choose_feed(config: ConfigDict, sources: dict[str, Source], sizes: dict[str
     return "resident" if fits else "streaming"
 
 
-def _open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+def open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+    """Opens a "resident" or "streaming" feed of a source, with the config's settings.
+
+    Raises:
+        UserError: the images can't be read, or config.dataset doesn't fit them.
+    """
     dataset = config.dataset
     common = {
         "seed": config.seed,
@@ -306,12 +311,12 @@ def draw_contact_sheet(config: ConfigDict) -> Image.Image:
     dataset = config.dataset
     source = open_source(dataset.name, dataset.train_split, dataset.data_dir)
 
-    def open_feed(source: Source) -> StreamingFeed:
-        return _open_feed(config, "streaming", source, dataset.image_size)
+    def open_streaming(source: Source) -> StreamingFeed:
+        return open_feed(config, "streaming", source, dataset.image_size)
 
     try:
         return contact_sheet.draw(
-            source, open_feed, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
+            source, open_streaming, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
         )
     except ValueError as error:
         raise UserError(f"config.augment={config.augment!r}: {error}") from None
