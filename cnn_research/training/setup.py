@@ -21,7 +21,7 @@ from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import registry
-from cnn_research.training import losses, optimizers, parallel
+from cnn_research.training import losses, optimizers, parallel, schedules
 from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, train_step
 
@@ -109,7 +109,7 @@ class Experiment:
         """Builds the network for the classes of a feed, and turns durations into steps by its number of examples.
 
         Raises:
-            UserError: more steps than can be counted.
+            UserError: more steps than can be counted, or class weights for another number of classes.
         """
         self._config = config
         self._feed = feed
@@ -121,6 +121,7 @@ class Experiment:
         self.log_every = self._steps(config.log_every)
         self.eval_every = self._steps(config.eval_every)
         self.save_every = self._steps(config.checkpoint.every)
+        self._loss = losses.create_loss(config.loss, len(feed.classes))
         self._common = {
             "gather": feed.gather,
             "mean": config.dataset.mean,
@@ -145,17 +146,27 @@ class Experiment:
                 f"config.schedule.warmup={schedule.warmup!r} is {warmup_steps} steps, more than the "
                 f"{self.total_steps} of config.duration={duration!r}: the rate would never reach its peak"
             )
-        return optimizers.create_schedule(
+        boundaries = tuple(map(self._steps, schedule.boundaries))
+        if schedule.name == "piecewise" and list(boundaries) != sorted(boundaries):
+            raise UserError(
+                f"config.schedule.boundaries={schedule.boundaries}: in steps {boundaries}, not in ascending order"
+            )
+        return schedules.create_schedule(
             schedule.name,
             self._config.optimizer.learning_rate,
             total_steps=self.total_steps,
             warmup_steps=warmup_steps,
-            boundaries=tuple(map(self._steps, schedule.boundaries)),
+            boundaries=boundaries,
+            multipliers=schedule.multipliers,
             factor=schedule.factor,
+            period=self._steps(schedule.period),
+            period_multiplier=schedule.period_multiplier,
+            power=schedule.power,
+            end=schedule.end,
         )
 
     @functools.cached_property
-    def _optimizer(self) -> optax.GradientTransformation:
+    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
         return optimizers.create_optimizer(self._config.optimizer, self._schedule)
 
     @functools.cached_property
@@ -233,7 +244,7 @@ class Experiment:
             augmentation=self._augmentation,
             num_examples=self._feed.num_examples,
             mixing=mix.parse(self._config.mix),
-            loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
+            loss=self._loss,
             auxiliary_weight=self._config.loss.auxiliary_weight,
             optimizer=self._optimizer,
             schedule=self._schedule,
