@@ -172,7 +172,8 @@ def _type_problem(value: Any, default: Any) -> str:
         return f"must be set, for example to {default!r}"
     if isinstance(default, tuple):
         what, types = ("numbers", (int, float)) if default and isinstance(default[0], float) else ("texts", str)
-        return "" if all(isinstance(v, types) for v in value) else f"must be {what}, such as {default or ('...',)}"
+        such_as = f", such as {default}" if default else ""
+        return "" if all(isinstance(v, types) for v in value) else f"must be {what}{such_as}"
     return ""
 
 
