@@ -16,6 +16,8 @@ from cnn_research.errors import UserError, suggest
 
 # The values that a field with a closed list may take. The code that reads the field has one branch for each.
 CHOICES = {
+    "init.checkpoint": ("latest", "best"),
+    "init.head": ("keep", "new"),
     "dataset.feed": ("auto", "resident", "streaming"),
     "dataset.train_crop": ("none", "random_resized_crop"),
     "dataset.worker_kind": ("threads", "processes"),
@@ -96,6 +98,14 @@ def base_config() -> ConfigDict:
     config.model.stochastic_depth_rate = placeholder(float)  # resnet: probability in [0, 1) of dropping the last block
     config.model.auxiliary_heads = placeholder(bool)  # googlenet: two more classifiers, in training only
     config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
+
+    # What training starts from, unless it goes on from a checkpoint of its own.
+    config.init = ConfigDict()
+    # Folder of an earlier run, or a .pth or .safetensors file of torchvision's or timm's; "" = initial values alone.
+    config.init.weights = ""
+    config.init.checkpoint = "latest"  # of an earlier run: latest | best
+    # Of the layer whose units are the classes. With another number of classes it is new in any case.
+    config.init.head = "keep"  # keep | new
 
     config.dataset = ConfigDict()
     # digits | shapes, "shapes:96" of 96x96 pixels | folder:PATH: images in a folder for each class or a labels.csv
