@@ -194,17 +194,15 @@ def _results(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Grid:
     for name in kept:
         grid.add_column(name, justify="left" if name in ("state", "message") else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*("" if row[name] is None else _cell(row[name]) for name in kept))
+        grid.add_row(*("" if row[name] is None else _cell(name, row[name]) for name in kept))
     return grid
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
-        text = f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-    else:
-        text = str(value)
-        text = text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"  # sweep.csv has the whole of it
-    return escape(text)
+        return f"{value:.4f}" if name.endswith("accuracy") else f"{value:g}"
+    text = str(value)
+    return escape(text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…")  # sweep.csv has the whole of it
 
 
 def _count(statuses: Mapping[str, runs.Status]) -> str:

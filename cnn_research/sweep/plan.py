@@ -86,7 +86,7 @@ def split_values(text: str) -> list[str]:
     """Splits at the commas that stand outside of brackets and quotes: "(4,8),(8,16)" -> ["(4,8)", "(8,16)"].
 
     Raises:
-        UserError: a bracket or a quote is not closed.
+        UserError: brackets or quotes that don't match.
     """
     values, depth, quote, start = [], 0, "", 0
     for place, letter in enumerate(text):
@@ -98,6 +98,8 @@ def split_values(text: str) -> list[str]:
             depth += 1
         elif letter in ")]":
             depth -= 1
+            if depth < 0:
+                raise UserError("a bracket is closed that is not open")
         elif letter == "," and depth == 0:
             values.append(text[start:place])
             start = place + 1

@@ -64,15 +64,14 @@ def slots(here: Devices, parallel: int, environ: Mapping[str, str]) -> tuple[lis
         divided. Several runs may share a GPU, each with its part of the memory; what doesn't divide evenly is idle.
 
     Raises:
-        UserError: TPU chips can't be divided so.
+        UserError: there are more runs than TPU chips.
     """
     if parallel == 1 or here.platform == "cpu":
         return [{}] * parallel, here.devices
     if here.platform == "tpu":
-        each = here.chips // parallel
-        if each not in _BOUNDS:
-            possible = [str(here.chips // size) for size in _BOUNDS if here.chips % size == 0]
-            raise UserError(f"--parallel={parallel}: {here.chips} TPU chips can be divided by {' or '.join(possible)}")
+        if parallel > here.chips:
+            raise UserError(f"--parallel={parallel}: a TPU chip takes one run at a time, there are {here.chips}")
+        each = max(size for size in _BOUNDS if size * parallel <= here.chips)
         visible = _visible(environ, "TPU_VISIBLE_CHIPS", here.chips)
         same = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": _BOUNDS[each]}
         parts = [{"TPU_VISIBLE_CHIPS": ",".join(visible[i * each : (i + 1) * each])} | same for i in range(parallel)]
@@ -151,17 +150,18 @@ def _start(run: Run, command: list[str], environment: Mapping[str, str]) -> tupl
     run.workdir.mkdir(parents=True, exist_ok=True)
     (run.workdir / OUTCOME).unlink(missing_ok=True)
     with open(run.workdir / LOG, "ab") as log:
+        start = log.tell()  # now: the position is shared with the process that will write
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
         )
-        return process, log.tell()
+        return process, start
 
 
 def _conclude(run: Run, code: int, start: int, asked: bool) -> Status:
     """Reads how a run has ended, and notes it in its folder unless it has results or may simply go on."""
     now = status(run)
     if code == 0 or code == -signal.SIGTERM or (asked and code in (-signal.SIGINT, 130)):
-        return now  # finished, or begun: it was asked to leave
+        return now  # finished, or unfinished: it was asked to leave
     with open(run.workdir / LOG, "rb") as log:
         log.seek(start)
         lines = log.read().decode(errors="replace").split("\n")

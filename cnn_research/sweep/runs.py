@@ -48,7 +48,7 @@ class Status:
     """What a run's folder says.
 
     Attributes:
-        state: waiting, running (started by this sweep), begun (interrupted, or training in a process that isn't
+        state: waiting, running (started by this sweep), unfinished (interrupted, or training in a process that isn't
             ours), finished, diverged or failed.
         step: the last that was written, None before the first.
         share: of the training that is done, in [0, 1]; None where it isn't known.
@@ -154,7 +154,7 @@ def status(run: Run) -> Status:
     if outcome:
         return dataclasses.replace(progress, state=outcome["state"], message=outcome["message"])
     begun = (run.workdir / "config.json").exists()
-    return dataclasses.replace(progress, state="begun" if begun else "waiting")
+    return dataclasses.replace(progress, state="unfinished" if begun else "waiting")
 
 
 def under_way(run: Run) -> Status:
