@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table as Grid
@@ -58,6 +58,10 @@ def main() -> None:
             f"--workdir={workdir}: runs started here keep their output in local files. Give a local folder, or run the "
             "commands that --dry_run prints; --table_only makes the tables"
         )
+    try:
+        workdir.exists()
+    except ImportError as error:  # of the library that reads the bucket
+        raise UserError(f"--workdir={workdir}: {error}") from None
     planned = _planned_runs(workdir)
     statuses = {run.name: runs.status(run) for run in planned}
     skipped = {"finished"} if given.retry else {"finished", "diverged", "failed"}
@@ -141,11 +145,11 @@ def _run(planned: Sequence[runs.Run], left: Sequence[runs.Run], statuses: dict[s
         return preemption.requested
 
 
-def _live_table(planned: Sequence[runs.Run], statuses: Mapping[str, runs.Status], height: int) -> Grid:
+def _live_table(planned: Sequence[runs.Run], statuses: Mapping[str, runs.Status], height: int) -> Group:
     """What is running first, then what has ended last and what comes next, as many as the terminal has lines."""
     ranks = {"running": 0, "finished": 1, "diverged": 1, "failed": 1}
     shown = sorted(planned, key=lambda run: ranks.get(statuses[run.name].state, 2))[: max(3, height - 4)]
-    grid = Grid(box=None, title=f"{len(planned)} runs: {_count(statuses)}", title_justify="left")
+    grid = Grid(box=None)
     for name in ("run", "state", "step", "done", "accuracy"):
         grid.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
     for run in shown:
@@ -157,7 +161,7 @@ def _live_table(planned: Sequence[runs.Run], statuses: Mapping[str, runs.Status]
             "" if now.share is None else f"{now.share:.0%}",
             "" if now.accuracy is None else f"{now.accuracy:.4f}",
         )
-    return grid
+    return Group(f"{len(planned)} runs: {_count(statuses)}", grid)
 
 
 def _report(planned: Sequence[runs.Run], statuses: Mapping[str, runs.Status], workdir: epath.Path) -> None:
