@@ -1,7 +1,6 @@
 """experiments/tpu with a stand-in for gcloud, whose TPU is a folder: nothing here touches a cloud."""
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -20,7 +19,7 @@ TRAIN = ["--config=a.py", "--config.augment=shift(1)|it's", "--config.loss.label
 
 # Keeps its state in $CLOUD: "state" (of the queued resource), "bucket" and "vm", the home of the TPU's only host.
 GCLOUD = """#!/bin/bash
-python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@" >>"$CLOUD/calls"
+{ printf '%s\\037' "$@"; echo; } >>"$CLOUD/calls"
 case "$*" in
   *"queued-resources create"*)
     if [ -e "$CLOUD/refuses" ]; then exit 1; fi
@@ -95,7 +94,7 @@ def run(cloud, name, *arguments, code=0):
 def calls(cloud):
     """What gcloud was called with, but for the questions after the state of things."""
     path = cloud / "calls"
-    made = [["gcloud", *json.loads(line)] for line in path.read_text().splitlines()] if path.exists() else []
+    made = [["gcloud", *line.split("\037")[:-1]] for line in path.read_text().split("\n")[:-1]] if path.exists() else []
     return [call for call in made if "describe" not in call and "ls" not in call and not call[-1].endswith("status")]
 
 
@@ -161,7 +160,7 @@ def test_setup_copies_the_checkout_as_it_is(cloud):
     assert not (copy / "runs").exists() and "8 devices" in out
     assert (cloud / "installed").read_text().splitlines() == [
         "uv venv --quiet --python 3.12 .venv",
-        "uv pip install --quiet --python .venv/bin/python --editable .[tpu]",
+        "uv pip install --quiet --python .venv/bin/python --editable .[tpu] gcsfs",
     ]
     (scp, ssh) = calls(cloud)[1:]
     assert scp[:5] == [*TPU, "tpu-vm", "scp"] and scp[6:] == ["net:cnn-research.tar.gz", *WHERE, "--worker=all"]

@@ -22,7 +22,7 @@ case ${1:-} in
     # The hosts' own Python may be older than 3.11; uv brings one that is not.
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
     [ -x .venv/bin/python ] || ~/.local/bin/uv venv --quiet --python 3.12 .venv
-    ~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'
+    ~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable '.[tpu]' gcsfs # which reads and writes gs://
     # On several hosts this returns when all of them have come so far.
     .venv/bin/python -c 'import jax; print(jax.device_count(), "devices:", jax.devices()[0].device_kind)'
     ;;
