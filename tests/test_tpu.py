@@ -31,6 +31,7 @@ case "$*" in
   *"queued-resources delete"*) rm -rf "$CLOUD/vm" "$CLOUD/state" ;;
   *"tpu-vm scp"*) cp "$5" "$CLOUD/vm/${6#*:}" ;;
   *"tpu-vm ssh"*)
+    case $* in *"worker.sh status") trap 'touch "$CLOUD/asked"' EXIT ;; esac
     command=${!#}
     cd "$CLOUD/vm" && HOME=$CLOUD/vm PATH=$CLOUD/vm/bin:$PATH bash -c "${command#--command=}" ;;
   *"storage ls"*) [ -e "$CLOUD/bucket/${4#gs://}" ] ;;
@@ -250,7 +251,8 @@ def test_resume_gives_up_when_nothing_can_be_requested(cloud):
 
 def test_resume_leaves_a_running_training_alone(ready):
     (ready / "training").write_text(
-        'sleep 1; mkdir -p "$CLOUD/bucket/runs/runs/net" && touch "$CLOUD/bucket/runs/runs/net/results.json"'
+        'until [ -e "$CLOUD/asked" ]; do sleep 0.05; done; results=$CLOUD/bucket/runs/runs/net; mkdir -p "$results"\n'
+        'touch "$results/results.json"'
     )
     run(ready, "launch", *SETTINGS, "--", *TRAIN)
     before = calls(ready)

@@ -17,7 +17,8 @@ DIGITS = f"--config={ROOT}/experiments/configs/lenet5_digits.py"
 # Held out: the best is chosen on images that are not the test's.
 FLAGS = [
     DIGITS, "--config.dataset.train_split=train[:80%]", "--config.dataset.eval_split=train[80%:]",
-    "--config.duration=200st", "--config.log_every=5st", "--config.eval_every=100st", "--config.checkpoint.every=20st",
+    "--config.duration=120st", "--config.batch_size=16", "--config.log_every=5st", 
+    "--config.eval_every=60st", "--config.checkpoint.every=10st",
 ]  # fmt: skip
 GRID = ["--grid=optimizer.learning_rate=0.05,0.02,1e6", "--grid=seed=0,1"]
 DIVERGES = [f"optimizer.learning_rate=1000000.0,seed={seed}" for seed in (0, 1)]
@@ -43,7 +44,7 @@ def sweep(script, tmp_path_factory):
 
     process = script.start("sweep", *flags, start_new_session=True)
     deadline = time.monotonic() + 150
-    while not list(third.glob("checkpoints/20/about")):
+    while not list(third.glob("checkpoints/10/about")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does on a terminal: to the sweep and to its runs
@@ -67,7 +68,7 @@ def test_table_is_complete(sweep):
     for name in FINISHES:
         results = json.loads((sweep / name / "results.json").read_text())
         row = rows[name]
-        assert row["state"] == "finished" and row["step"] == "200" and row["message"] == ""
+        assert row["state"] == "finished" and row["step"] == "120" and row["message"] == ""
         assert float(row["test_accuracy"]) == results["test"]["accuracy"]
         assert float(row["best_accuracy"]) == results["best"]["accuracy"]
         assert results["seed"] == int(row["seed"]) and results["test"]["num_examples"] == 360
@@ -110,7 +111,7 @@ def test_a_changed_experiment_is_refused(sweep, script):
     before = finished(sweep)
     _, err = script.run("sweep", *FLAGS, *GRID, f"--workdir={sweep}", "--config.batch_size=32", code=2)
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 6 and all("another experiment (batch_size: 64 -> 32)" in line for line in errors)
+    assert len(errors) == 6 and all("another experiment (batch_size: 16 -> 32)" in line for line in errors)
     assert finished(sweep) == before
 
 
