@@ -36,8 +36,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         Diverged: the loss or a parameter became NaN or infinite; the checkpoints before are good.
         Preempted: SIGTERM or Ctrl-C came, and the state has been saved.
     """
-    workdir = epath.Path(workdir).expanduser()
-    parallel.initialise(config.compilation_cache)
+    parallel.initialise(config.compilation_cache, config.deterministic)
+    workdir = files.locate(workdir)
     validate(config, parallel.device_count())
     files.check_same_run(workdir, config)
 
@@ -52,15 +52,17 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         experiment.check_evaluation(state.variables, feeds[split], experiment.input_shape)
 
     with (
+        files.full_disk_told(workdir),
         files.claim(workdir),
         Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        first_step = checkpoints.latest_step or 0
+        restored = checkpoints.restore_latest(like=state)
+        first_step = int(restored[0].step) if restored else 0
         if first_step > total_steps:
             raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
-        if first_step:
-            state, about = checkpoints.restore(first_step, like=state)
+        if restored:
+            state, about = restored
             if about["config"]["duration"] != config.duration:
                 logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
             about["config"] = config.to_dict()
@@ -101,7 +103,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 parallel.limit_ahead(pending, feed.ahead)
 
                 ending = step == total_steps
-                leaving = preemption.requested and not ending
+                leaving = preemption.reached(step) and not ending
                 evaluating = ending or step % experiment.eval_every == 0
                 saving = ending or leaving or step % experiment.save_every == 0
                 if not (evaluating or saving or step % experiment.log_every == 0):
@@ -118,6 +120,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                     host_state = parallel.to_host(state)
                     # The loss would show it a step too late: it was computed before the update.
                     _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
+                    writer.flush()
                     checkpoints.save(host_state, about | progress.totals(), evaluation)
                 progress.resume()
                 if leaving:
@@ -148,7 +151,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 "digest": digest(variables),
             }
     if parallel.is_main():  # and only now: a run that has results has its last checkpoint on the disk
-        files.write_json(workdir / "results.json", results)
+        with files.full_disk_told(workdir):
+            files.write_json(workdir / "results.json", results)
     return results
 
 
@@ -177,9 +181,9 @@ def evaluate(
     Raises:
         UserError: the folder holds no run or no checkpoint, the split can't be read, or the protocol doesn't fit.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = files.locate(workdir)
     config = files.load_config(workdir)
-    parallel.initialise(config.compilation_cache)
+    parallel.initialise(config.compilation_cache, config.deterministic)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
     own = config.evaluation.to_dict()
@@ -189,10 +193,11 @@ def evaluate(
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
     with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
-        step = checkpoints.latest_step if checkpoint == "latest" else (checkpoints.best or {}).get("step")
-        if step is None:
+        latest = checkpoint == "latest"
+        found = checkpoints.restore_latest_network() if latest else checkpoints.restore_best_network()
+        if not found:
             raise UserError(f"workdir {workdir} has no {checkpoint} checkpoint yet: train it first")
-        variables = checkpoints.restore_network(step)
+        step, variables = found
         trained_on = checkpoints.about(step)["dataset"]["image_shape"]
     experiment = Experiment(config, feed)
     experiment.check_evaluation(variables, feed, trained_on)

@@ -9,7 +9,7 @@ import pytest
 from cnn_research.config import base_config
 from cnn_research.models import registry
 from cnn_research.training import parallel
-from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.checkpoints import Checkpoints, Damaged
 from cnn_research.training.optimizers import create_optimizer, create_schedule
 from cnn_research.training.state import TrainState, create_state
 
@@ -132,7 +132,7 @@ def test_folder(tmp_path, monkeypatch, given, opened):
     monkeypatch.setattr("cnn_research.training.checkpoints.ocp.CheckpointManager", manager)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Asked) as asked:
-        Checkpoints(given, config())
+        Checkpoints(given, config(), read_only=True)
     assert str(asked.value) == opened.format(here=tmp_path)
 
 
@@ -226,7 +226,7 @@ def test_another_network_is_not_restored(tmp_path):
     with Checkpoints(tmp_path / "c", config()) as checkpoints:
         checkpoints.save(state, ABOUT, None)
         other = registry.create_model("convnet", 5, filters=(2,), batch_norm="after_conv", dense=())
-        with pytest.raises(ValueError):
+        with pytest.raises(Damaged, match="checkpoint 7 can't be read"):
             checkpoints.restore(7, create_state(other, optax.sgd(0.1), 0, (4, 4, 1)))
 
 
