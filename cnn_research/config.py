@@ -159,9 +159,9 @@ def base_config() -> ConfigDict:
 
     config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
     config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
-    # On a GPU: the same seed on the same machine gives the same bits. Its price: algorithms are no longer chosen by timing
-    # them, so that steps may take considerably longer, and operations without a deterministic one fail to compile.
-    # CPUs and TPUs are deterministic anyway, for nothing.
+    # On a GPU: the same seed on the same machine gives the same bits. Its price: algorithms are no longer chosen by
+    # timing them, so that steps may take considerably longer, and operations without a deterministic one fail to
+    # compile. CPUs and TPUs are deterministic anyway, for nothing.
     config.deterministic = False
     # XLA's persistent compilation cache, so that the second start need not compile; "" = none.
     config.compilation_cache = "~/.cache/cnn_research/xla"

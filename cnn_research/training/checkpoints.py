@@ -15,13 +15,15 @@ checkpoint is told from a whole one, and the one before it is used.
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from etils import epath
 from flax.serialization import to_state_dict
 from ml_collections import ConfigDict
@@ -32,6 +34,14 @@ from cnn_research.training.state import TrainState, digest
 
 _NETWORK = ("params", "batch_stats")  # the fields of a state that make the part "network"
 T = TypeVar("T")
+
+
+def _not_told_twice(record: logging.LogRecord) -> bool:
+    """Drops log records of orbax with tracebacks: it raises those exceptions as well."""
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
+absl_logging.get_absl_logger().addFilter(_not_told_twice)
 
 
 class Damaged(UserError):
@@ -152,6 +162,10 @@ class Checkpoints:
             ),
         )
 
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last call of `save`, as the next one would."""
+        self._manager.check_for_errors()
+
     def about(self, step: int) -> dict[str, Any]:
         """Reads what a checkpoint says of itself, without its arrays.
 
@@ -233,8 +247,8 @@ class Checkpoints:
     def _require_agreement(self, step: int | None) -> None:
         if not parallel.agree(f"{step} {step and self._about_and_digests(step)[1]}"):
             raise UserError(
-                f"{self._directory}: the hosts see different checkpoints there (this one: {step}); the workdir must be on "
-                "storage that all of them share"
+                f"{self._directory}: the hosts see different checkpoints there (this one: {step}); the workdir must be "
+                "on storage that all of them share"
             )
 
     def _newest_whole(self, read: Callable[[int], T]) -> tuple[int, T] | None:
@@ -244,7 +258,7 @@ class Checkpoints:
                 found = read(step)
             except Damaged as error:
                 self._damaged[step] = str(error)
-                logging.warning("%s: %s; looking for one before it", self._directory, error)
+                absl_logging.warning("%s: %s; looking for one before it", self._directory, error)
                 continue
             return step, found
         if self._damaged:
@@ -287,7 +301,7 @@ class Checkpoints:
             if aside.exists():
                 aside.rmtree()
             (self._directory / str(step)).rename(aside)
-            logging.warning("moved damaged checkpoint %d to %s", step, aside)
+            absl_logging.warning("moved damaged checkpoint %d to %s", step, aside)
         if self._damaged:
             self._damaged.clear()
             self._manager.reload()

@@ -114,6 +114,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 values["examples_per_second"] = progress.trained(step, values["loss"])
                 _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
                 writer.write(step, train_split, values)
+                checkpoints.check()
                 pending = []
                 evaluation = evaluate_on(eval_split) if evaluating else None
                 if saving or (evaluating and checkpoints.is_best(evaluation)):

@@ -262,7 +262,18 @@ def reached_preemption(step: int) -> bool:
 
 
 def device_memory() -> int:
-    """Returns the memory of one device, in bytes: for CPU devices, an even part of what this process may use."""
+    """Returns the memory of one device, in bytes: the least of all processes, so that all decide the same by it.
+
+    For CPU devices, an even part of what a process may use.
+    """
+    memory = _local_device_memory()
+    if jax.process_count() == 1:
+        return memory
+    as_bytes = np.array([memory]).view(np.uint8)  # JAX would cut integers to 32 bits
+    return int(multihost_utils.process_allgather(as_bytes).view(np.int64).min())
+
+
+def _local_device_memory() -> int:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:
