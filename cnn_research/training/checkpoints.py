@@ -12,11 +12,14 @@ checkpoints whole, and a half-written one is never seen again. Whatever is read 
 checkpoint is told from a whole one, and the one before it is used.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -218,10 +221,8 @@ class Checkpoints:
             Damaged: it can't be read or is not what was written.
         """
         _, digests = self._about_and_digests(step)
-        try:
+        with _reading(f"the metadata of checkpoint {step}"):
             like = _numpy_like(self._manager.item_metadata(step)["network"].tree)
-        except Exception as error:
-            raise Damaged(f"the metadata of checkpoint {step} can't be read ({_first_line(error)})") from error
         return self._read(step, digests, network=ocp.args.StandardRestore(like))["network"]
 
     def restore_latest_network(self) -> tuple[int, Any] | None:
@@ -253,13 +254,16 @@ class Checkpoints:
 
     def _newest_whole(self, read: Callable[[int], T]) -> tuple[int, T] | None:
         """Returns the newest step whose reading succeeds, and what was read."""
+        new = []
         for step in sorted(self._whole_steps(), reverse=True):
             try:
                 found = read(step)
             except Damaged as error:
                 self._damaged[step] = str(error)
-                absl_logging.warning("%s: %s; looking for one before it", self._directory, error)
+                new.append(str(error))
                 continue
+            for error in new:
+                absl_logging.warning("%s: %s; using checkpoint %d instead", self._directory, error, step)
             return step, found
         if self._damaged:
             reason = self._damaged[max(self._damaged)]
@@ -284,11 +288,9 @@ class Checkpoints:
 
     def _read(self, step: int, digests: dict[str, str], **args: ocp.args.CheckpointArgs) -> dict[str, Any]:
         """Reads parts of a checkpoint and compares them with their digests."""
-        try:
+        with _reading(f"checkpoint {step}"):
             parts = self._manager.restore(step, args=ocp.args.Composite(**args))
             parts = {name: parts[name] for name in args}
-        except Exception as error:  # orbax and TensorStore raise whatever a broken file leads them to
-            raise Damaged(f"checkpoint {step} can't be read ({_first_line(error)})") from error
         for name in parts:
             if name in digests and digests[name] != _digest(parts[name]):
                 raise Damaged(f"the arrays of checkpoint {step} ({name}) are not those that were written")
@@ -330,8 +332,24 @@ def _json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).splitlines()[0].split())[:200]
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Within it, whatever orbax and TensorStore are led to by a broken file is a `Damaged`."""
+
+    # Where one array of many can't be read, orbax stops listening, and the others' failures would be printed.
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    except Exception as error:
+        time.sleep(0.2)  # for the others to fail
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Damaged(f"{what} can't be read ({reason[:120]})") from error
+    finally:
+        sys.unraisablehook = previous
 
 
 def _numpy_like(tree: Any) -> Any:

@@ -357,7 +357,7 @@ def test_what_is_damaged_is_noticed_and_the_one_before_used(two_saved, tmp_path,
         assert_equal(state, six)
         assert about["best"]["step"] == checkpoints.best["step"] == checkpoints.latest_step == 6
         (told,) = [
-            record.getMessage() for record in caplog.records if "looking for one before it" in record.getMessage()
+            record.getMessage() for record in caplog.records if "using checkpoint 6 instead" in record.getMessage()
         ]
         assert "checkpoint 7" in told and str(folder) in told and "\n" not in told
         # Step 7 comes again, and is saved again.
