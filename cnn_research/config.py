@@ -26,7 +26,9 @@ CHOICES = {
     "optimizer.decay": ("kernels", "all"),
     "schedule.name": ("constant", "cosine", "linear", "step", "one_cycle"),
     "loss.name": ("softmax_cross_entropy",),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "float16"),
+    "matmul_precision": ("default", "high", "highest"),
+    "on_divergence": ("stop", "rollback"),
     "batch_norm": ("global", "local"),
     "checkpoint.best_metric": ("accuracy", "top5", "loss"),
 }
@@ -43,6 +45,11 @@ RESUMABLE = (
     "eval_batch_size",
     "log_every",
     "eval_every",
+    "early_stopping",
+    "on_divergence",
+    "rollback_factor",
+    "max_rollbacks",
+    "profile",
     "checkpoint.every",
     "checkpoint.keep",
     "compilation_cache",
@@ -147,8 +154,27 @@ def base_config() -> ConfigDict:
     config.loss.auxiliary_weight = 0.3  # >= 0: of each auxiliary head's loss (googlenet; Szegedy et al. 2015)
     config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes
 
-    config.precision = "float32"  # of the computation: float32 | bfloat16; parameters, statistics, loss stay float32
+    # Of the computation; parameters, statistics, logits and loss are float32 in any case. float16 is for GPUs without
+    # bfloat16: the loss is scaled, and an update whose gradient overflows is left out.
+    config.precision = "float32"  # float32 | bfloat16 | float16
+    # Of float32 products, for devices that have coarser, faster ones: default is their own choice (bfloat16 on a TPU,
+    # TF32 on newer GPUs), high takes three passes of it, highest is float32.
+    config.matmul_precision = "default"  # default | high | highest
     config.batch_norm = "global"  # batch statistics over all devices (the same result on 1 or 8) | local: of each alone
+
+    # Into how many parts, one after the other, a device's share of a batch is cut, for batches that don't fit into its
+    # memory. The gradient is the whole batch's, but batch normalisation sees one part at a time.
+    config.accumulation = 1
+    # Of moving averages of the parameters and batch statistics, in [0, 1), say 0.999; they are then what is evaluated
+    # and reported. Lower in the first steps. 0 = none.
+    config.ema_decay = 0.0
+    # When a loss or parameter becomes NaN or infinite. rollback: go on from the last checkpoint with the learning rate
+    # times rollback_factor, at most max_rollbacks times.
+    config.on_divergence = "stop"  # stop | rollback
+    config.rollback_factor = 0.5  # in (0, 1)
+    config.max_rollbacks = 3  # >= 1
+    # Stop when evaluations have not improved checkpoint.best_metric for this long, such as "10ep"; "0st" = never.
+    config.early_stopping = "0st"
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1ep"  # interval: epochs, steps, examples or percent of training
@@ -163,6 +189,8 @@ def base_config() -> ConfigDict:
     # timing them, so that steps may take considerably longer, and operations without a deterministic one fail to
     # compile. CPUs and TPUs are deterministic anyway, for nothing.
     config.deterministic = False
+    # Record a profile for TensorBoard in WORKDIR/profile, of the steps between two durations: "100st:110st"; "" = none.
+    config.profile = ""
     # XLA's persistent compilation cache, so that the second start need not compile; "" = none.
     config.compilation_cache = "~/.cache/cnn_research/xla"
     return config.lock()
@@ -232,6 +260,23 @@ def to_steps(text: str, *, batch_size: int, num_examples: int, total_steps: int 
         "%": lambda: value / 100 * total_steps,
     }[unit]()
     return max(1, round(steps)) if value > 0 else 0
+
+
+def to_span(text: str, **sizes: int | None) -> tuple[int, int]:
+    """Converts two durations with a colon between them, such as "100st:2ep", to the steps from which and until which.
+
+    Args:
+        text: of the span.
+        **sizes: of `to_steps`.
+
+    Raises:
+        UserError: as `to_steps`; there aren't two durations; or the second isn't longer than the first.
+    """
+    parts = text.split(":")
+    steps = [to_steps(part, **sizes) for part in parts]
+    if len(steps) != 2 or steps[0] >= steps[1]:
+        raise UserError(f'{text!r} is not a span: write the beginning and a later end, such as "100st:110st"')
+    return steps[0], steps[1]
 
 
 # ------------------------------------------------------------------------------------------------- fields

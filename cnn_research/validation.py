@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cnn_research.config import CHOICES, base_config, flatten, get_field, model_fields, set_field, to_steps
+from cnn_research.config import CHOICES, base_config, flatten, get_field, model_fields, set_field, to_span, to_steps
 from cnn_research.data import augment, mix
 from cnn_research.errors import UserError, suggest
 from cnn_research.models import registry
@@ -101,10 +101,16 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         require(0 <= get_field(config, field) < 1, field, "must be at least 0 and below 1")
     require(0 < config.schedule.factor <= 1, "schedule.factor", "must be above 0 and at most 1")
 
-    if config.batch_size >= 1 and config.batch_size % num_devices:
-        below = config.batch_size // num_devices * num_devices
-        nearest = " or ".join(str(b) for b in (below, below + num_devices) if b > 0)
-        require(False, "batch_size", f"cannot be split over {num_devices} devices evenly; {nearest} can")
+    require(config.accumulation >= 1, "accumulation", "must be at least 1")
+    shares = num_devices * max(1, config.accumulation)
+    if config.batch_size >= 1 and config.batch_size % shares:
+        below = config.batch_size // shares * shares
+        nearest = " or ".join(str(b) for b in (below, below + shares) if b > 0)
+        parts = f" and {config.accumulation} parts of accumulation" if config.accumulation > 1 else ""
+        require(False, "batch_size", f"cannot be split over {num_devices} devices{parts} evenly; {nearest} can")
+    require(0 <= config.ema_decay < 1, "ema_decay", "must be at least 0 and below 1")
+    require(0 < config.rollback_factor < 1, "rollback_factor", "must be above 0 and below 1")
+    require(config.max_rollbacks >= 1, "max_rollbacks", "must be at least 1")
 
     # With any sizes one sees whether a duration can be read; what it comes to is known when the data is open.
     size = {"batch_size": 1, "num_examples": 1000}
@@ -113,6 +119,9 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     for field in ("checkpoint.every", "log_every", "eval_every"):
         steps = attempt(field, to_steps, get_field(config, field), **size, total_steps=1000)
         require(steps != 0, field, "must be longer than nothing")
+    attempt("early_stopping", to_steps, config.early_stopping, **size, total_steps=1000)
+    if config.profile:
+        attempt("profile", to_span, config.profile, **size, total_steps=1000)
     warmup = attempt("schedule.warmup", to_steps, config.schedule.warmup, **size, total_steps=1000)
     if config.schedule.name == "one_cycle":
         require(warmup != 0, "schedule.warmup", 'the one-cycle schedule needs a rise, such as "30%"')

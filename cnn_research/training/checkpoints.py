@@ -2,8 +2,8 @@
 
 A checkpoint holds numpy trees, so it restores on any number of devices and hosts and on any platform:
 
-    network   {"params", "batch_stats"}: all that evaluation and inference need
-    training  the other fields of the state: what continuing needs besides
+    network   {"params", "batch_stats"}: all that evaluation and inference need; with ema.decay the moving averages
+    training  step, optimizer state and so on: what continuing needs besides (`TrainState.training`)
     about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far,
               and the digests of all three parts
 
@@ -13,7 +13,6 @@ checkpoint is told from a whole one, and the one before it is used.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -35,7 +34,6 @@ from cnn_research.errors import UserError
 from cnn_research.training import parallel
 from cnn_research.training.state import TrainState, digest
 
-_NETWORK = ("params", "batch_stats")  # the fields of a state that make the part "network"
 T = TypeVar("T")
 
 
@@ -153,14 +151,13 @@ class Checkpoints:
         if not self._writes:
             return
         self._set_damaged_aside()
-        network, training = _parts(state)
         about = about | {"best": self._best}
-        digests = {"network": _digest(network), "training": _digest(training), "about": _json_digest(about)}
+        digests = {"network": _digest(state.network), "training": _digest(state.training), "about": _json_digest(about)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                network=ocp.args.StandardSave(network),
-                training=ocp.args.StandardSave(training),
+                network=ocp.args.StandardSave(state.network),
+                training=ocp.args.StandardSave(state.training),
                 about=ocp.args.JsonSave(about | {"digests": digests}),
             ),
         )
@@ -168,6 +165,13 @@ class Checkpoints:
     def check(self) -> None:
         """Raises what went wrong in the background since the last call of `save`, as the next one would."""
         self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits, in all processes, until everything is written."""
+        self._manager.wait_until_finished()
+        parallel.agree("written")
+        if not self._writes:
+            self._manager.reload()
 
     def about(self, step: int) -> dict[str, Any]:
         """Reads what a checkpoint says of itself, without its arrays.
@@ -191,10 +195,13 @@ class Checkpoints:
             Damaged: it can't be read or is not what was written.
         """
         about, digests = self._about_and_digests(step)
-        network, training = map(_numpy_like, _parts(like))
-        args = {"network": ocp.args.StandardRestore(network), "training": ocp.args.StandardRestore(training)}
+        like = _numpy_like(like)
+        args = {
+            "network": ocp.args.StandardRestore(like.network),
+            "training": ocp.args.StandardRestore(like.training),
+        }
         parts = self._read(step, digests, **args)
-        return TrainState(**parts["network"], **parts["training"]), about
+        return TrainState.from_parts(parts["network"], parts["training"]), about
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole, the same in all processes; None where there is none at all.
@@ -205,7 +212,6 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none of them is whole, or processes see different ones.
         """
-        self._manager.wait_until_finished()
         found = self._newest_whole(lambda step: self.restore(step, like))
         self._require_agreement(found and found[0])
         if not found:
@@ -314,12 +320,6 @@ class Checkpoints:
         steps = self._manager.all_steps()
         for step in set(steps) - self._preserved(steps):
             self._manager.delete(step)
-
-
-def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts "network" and "training" of a state."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: fields.pop(name) for name in _NETWORK}, fields
 
 
 def _digest(tree: Any) -> str:

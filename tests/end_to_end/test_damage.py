@@ -51,7 +51,7 @@ def test_nothing_is_begun_anew_when_all_are_damaged(script, interrupted):
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(script, interrupted, results):
     """The system forbids files of more than some kilobytes: what a run writes fits, but for a checkpoint's arrays."""
-    flags = [*script.tiny, f"--workdir={interrupted}", "--config.duration=140st", "--config.schedule.warmup=12st"]
+    flags = [*script.tiny, f"--workdir={interrupted}", "--config.duration=140st"]
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
     process = script.start("train", *flags, preexec_fn=limit)
     _, err = process.communicate(timeout=120)

@@ -74,7 +74,7 @@ def test_parameters_are_made_for_what_augmentation_leaves():
 )
 def test_views_that_do_not_fit_are_told_in_one_line(model, evaluation, says):
     made, feeds = on_shapes(model, augment="random_crop(32)", evaluation=evaluation)
-    model = made._common["model"]
+    model = made.model
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *made.input_shape), jnp.float32))
     if says is None:
         return made.check_evaluation(variables, feeds["test[:10]"], made.input_shape)
