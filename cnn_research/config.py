@@ -5,6 +5,7 @@ An experiment config is a short diff of `base_config()`; the command line overri
 """
 
 import json
+import math
 import re
 from typing import Any
 
@@ -22,10 +23,18 @@ CHOICES = {
     "dataset.resize": ("stretch", "crop"),
     "dataset.interpolation": ("nearest", "bilinear", "bicubic"),
     "evaluation.crops": ("centre", "ten"),
-    "optimizer.name": ("sgd", "momentum", "nesterov", "adam", "adamw"),
+    "optimizer.name": (
+        *("sgd", "momentum", "nesterov", "adam", "adamw", "nadamw"),
+        *("rmsprop", "lamb", "lars", "lion", "muon"),
+    ),
     "optimizer.decay": ("kernels", "all"),
-    "schedule.name": ("constant", "cosine", "linear", "step", "one_cycle"),
-    "loss.name": ("softmax_cross_entropy",),
+    "optimizer.decay_kind": ("auto", "coupled", "decoupled"),
+    "optimizer.clip": ("none", "global_norm", "value", "adaptive"),
+    "schedule.name": (
+        *("constant", "step", "piecewise", "exponential", "cosine", "linear"),
+        *("polynomial", "one_cycle", "warm_restarts", "plateau"),
+    ),
+    "loss.name": ("softmax_cross_entropy", "sigmoid", "hinge", "squared_error", "focal"),
     "precision": ("float32", "bfloat16", "float16"),
     "matmul_precision": ("default", "high", "highest"),
     "on_divergence": ("stop", "rollback"),
@@ -133,26 +142,55 @@ def base_config() -> ConfigDict:
     config.eval_batch_size = 512  # likewise in evaluation; changes no result
     config.duration = "20ep"  # of training: "20ep" epochs, "5000st" steps, "1000000ex" examples
 
+    # What each optimizer computes stands in training/optimizers.py.
     config.optimizer = ConfigDict()
-    config.optimizer.name = "nesterov"  # sgd | momentum | nesterov | adam | adamw
+    # sgd | momentum | nesterov | adam | adamw | nadamw | rmsprop | lamb | lars | lion | muon
+    config.optimizer.name = "nesterov"
     config.optimizer.learning_rate = 0.05  # > 0: the schedule's peak
-    config.optimizer.momentum = 0.9  # momentum, nesterov: in [0, 1)
-    config.optimizer.beta1 = 0.9  # adam, adamw: in [0, 1)
-    config.optimizer.beta2 = 0.999  # adam, adamw: in [0, 1)
-    config.optimizer.epsilon = 1e-8  # adam, adamw: > 0
-    config.optimizer.weight_decay = 0.0  # >= 0; adamw: decoupled; others: added to the gradient
-    config.optimizer.decay = "kernels"  # what decays: kernels (no biases, no norms) | all parameters
+    config.optimizer.momentum = 0.9  # momentum, nesterov, rmsprop, lars, muon: in [0, 1)
+    # In [0, 1): adam, adamw, nadamw, lamb, lion, and adam for what muon leaves to it; beta2 also of rmsprop.
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    config.optimizer.epsilon = 1e-8  # > 0: of all that have a beta2 but lion
+    config.optimizer.trust_coefficient = 0.001  # lars: > 0
+    config.optimizer.weight_decay = 0.0  # >= 0
+    # coupled (added to the gradient) | decoupled (the weights shrink by learning rate x decay)
+    # | auto (coupled for sgd, momentum, nesterov, adam, rmsprop, lars; decoupled for adamw, nadamw, lamb, lion, muon)
+    config.optimizer.decay_kind = "auto"
+    # What decays, and has a trust ratio in lars and lamb: kernels (no biases, no norms) | all parameters
+    config.optimizer.decay = "kernels"
+    # Of gradients: none | global_norm (of all together) | value (of each) | adaptive (Brock et al. 2021, by unit)
+    config.optimizer.clip = "none"
+    config.optimizer.clip_threshold = 1.0  # > 0: a norm, a magnitude; adaptive: gradient over weight, such as 0.01
+    # Parameters by regular expressions, searched for in paths such as "conv1/kernel": "^conv1/" is one layer.
+    config.optimizer.freeze = ()  # of what is not trained, such as ("^conv", "^norm")
+    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^head=10", "bias=2"); of several the first
+    config.optimizer.lookahead_steps = 0  # slow weights follow after this many (Zhang et al. 2019), say 5; 0 = none
+    config.optimizer.lookahead_alpha = 0.5  # in (0, 1]: how far they follow
 
     config.schedule = ConfigDict()
-    config.schedule.name = "cosine"  # constant | cosine and linear (to 0) | step | one_cycle
+    # constant | step | piecewise | exponential | cosine | linear | polynomial | one_cycle | warm_restarts
+    # | plateau (constant, until config.checkpoint.best_metric has stopped getting better)
+    config.schedule.name = "cosine"
     config.schedule.warmup = "0st"  # linear: a duration or "5%" of training; one_cycle: its rise, say "30%"
-    config.schedule.boundaries = ("50%", "75%")  # step: when the factor applies; durations or percents
-    config.schedule.factor = 0.1  # step: in (0, 1]
+    config.schedule.boundaries = ("50%", "75%")  # step, piecewise: durations or percents, from the start of training
+    config.schedule.multipliers = (0.1, 0.01)  # piecewise, >= 0: of the peak, one from each boundary on
+    config.schedule.factor = 0.1  # in (0, 1]. step: at each boundary; exponential: in each period; plateau: each time
+    config.schedule.period = "10%"  # exponential, warm_restarts (the first one): a duration or a percentage
+    config.schedule.period_multiplier = 1.0  # warm_restarts, >= 1: how much longer than the one before each period is
+    config.schedule.power = 2.0  # polynomial: > 0
+    # Fraction of the peak, in [0, 1], at which cosine, linear, polynomial and every one of the warm_restarts end, and
+    # below which exponential and plateau don't go.
+    config.schedule.end = 0.0
+    config.schedule.patience = 5  # plateau, >= 1: evaluations in a row without a new best, after which the rate falls
 
+    # What each loss computes stands in training/losses.py.
     config.loss = ConfigDict()
-    config.loss.name = "softmax_cross_entropy"
+    config.loss.name = "softmax_cross_entropy"  # softmax_cross_entropy | sigmoid | hinge | squared_error | focal
+    config.loss.gamma = 2.0  # focal, >= 0: how little what is right already counts
+    config.loss.class_weights = (1.0,)  # >= 0, one value or one a class: an example's loss counts so much
     config.loss.auxiliary_weight = 0.3  # >= 0: of each auxiliary head's loss (googlenet; Szegedy et al. 2015)
-    config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes
+    config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes; not for hinge
 
     # Of the computation; parameters, statistics, logits and loss are float32 in any case. float16 is for GPUs without
     # bfloat16: the loss is scaled, and an update whose gradient overflows is left out.
@@ -161,6 +199,10 @@ def base_config() -> ConfigDict:
     # TF32 on newer GPUs), high takes three passes of it, highest is float32.
     config.matmul_precision = "default"  # default | high | highest
     config.batch_norm = "global"  # batch statistics over all devices (the same result on 1 or 8) | local: of each alone
+
+    # With optimizer.freeze: whether batch normalisation with a frozen scale uses its running statistics in training too
+    # and leaves them as they are; else it normalises by, and collects, the statistics of the batches.
+    config.freeze_batch_stats = False
 
     # Into how many parts, one after the other, a device's share of a batch is cut, for batches that don't fit into its
     # memory. The gradient is the whole batch's, but batch normalisation sees one part at a time.
@@ -226,7 +268,7 @@ def shrink(config: ConfigDict, image_size: int) -> ConfigDict:
     config.batch_size = config.eval_batch_size = 16
     config.duration = config.eval_every = config.checkpoint.every = "2st"
     config.log_every = "1st"
-    config.schedule.boundaries = ("1st",)
+    config.schedule.boundaries = ("1st",) * len(config.schedule.boundaries)
     return config
 
 
@@ -277,6 +319,37 @@ def to_span(text: str, **sizes: int | None) -> tuple[int, int]:
     if len(steps) != 2 or steps[0] >= steps[1]:
         raise UserError(f'{text!r} is not a span: write the beginning and a later end, such as "100st:110st"')
     return steps[0], steps[1]
+
+
+# ------------------------------------------------------------------------------------- parameters by their path
+
+
+def parse_pattern(text: str) -> re.Pattern:
+    """Compiles a regular expression of `optimizer.freeze`.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"{text!r} is not a regular expression: {error}") from None
+
+
+def parse_multiplier(text: str) -> tuple[re.Pattern, float]:
+    """Reads one of `optimizer.learning_rate_multipliers`, "PATTERN=FACTOR", cut at its last "=".
+
+    Raises:
+        UserError: the pattern is no regular expression, or the factor no number above 0.
+    """
+    pattern, equals, factor = text.rpartition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = 0.0
+    if not (equals and pattern and 0 < value < math.inf):
+        raise UserError(f'{text!r} is not a pattern and a factor above 0, such as "^head=10"')
+    return parse_pattern(pattern), value
 
 
 # ------------------------------------------------------------------------------------------------- fields

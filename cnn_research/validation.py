@@ -1,11 +1,23 @@
 """What a config may hold, checked before anything is read or compiled, all problems at once."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cnn_research.config import CHOICES, base_config, flatten, get_field, model_fields, set_field, to_span, to_steps
+from cnn_research.config import (
+    CHOICES,
+    base_config,
+    flatten,
+    get_field,
+    model_fields,
+    parse_multiplier,
+    parse_pattern,
+    set_field,
+    to_span,
+    to_steps,
+)
 from cnn_research.data import augment, mix
 from cnn_research.errors import UserError, suggest
 from cnn_research.models import registry
@@ -93,13 +105,7 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         own = "is the training split, whose rows in metrics.jsonl it would share; evaluate on it afterwards"
         require(get_field(config, field) != config.dataset.train_split, field, own)
     require(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
-    require(_positive(config.optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")
-    require(0 <= config.optimizer.weight_decay < math.inf, "optimizer.weight_decay", "must be at least 0")
-    require(0 <= config.loss.auxiliary_weight < math.inf, "loss.auxiliary_weight", "must be at least 0")
-    require(_positive(config.optimizer.epsilon), "optimizer.epsilon", "must be above 0")
-    for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
-        require(0 <= get_field(config, field) < 1, field, "must be at least 0 and below 1")
-    require(0 < config.schedule.factor <= 1, "schedule.factor", "must be above 0 and at most 1")
+    _check_recipe(config, require, attempt)
 
     require(config.accumulation >= 1, "accumulation", "must be at least 1")
     shares = num_devices * max(1, config.accumulation)
@@ -108,6 +114,10 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         nearest = " or ".join(str(b) for b in (below, below + shares) if b > 0)
         parts = f" and {config.accumulation} parts of accumulation" if config.accumulation > 1 else ""
         require(False, "batch_size", f"cannot be split over {num_devices} devices{parts} evenly; {nearest} can")
+    if config.freeze_batch_stats:
+        require(
+            len(config.optimizer.freeze) > 0, "freeze_batch_stats", "nothing is frozen: set config.optimizer.freeze"
+        )
     require(0 <= config.ema_decay < 1, "ema_decay", "must be at least 0 and below 1")
     require(0 < config.rollback_factor < 1, "rollback_factor", "must be above 0 and below 1")
     require(config.max_rollbacks >= 1, "max_rollbacks", "must be at least 1")
@@ -125,11 +135,47 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     warmup = attempt("schedule.warmup", to_steps, config.schedule.warmup, **size, total_steps=1000)
     if config.schedule.name == "one_cycle":
         require(warmup != 0, "schedule.warmup", 'the one-cycle schedule needs a rise, such as "30%"')
+    period = attempt("schedule.period", to_steps, config.schedule.period, **size, total_steps=1000)
+    require(period != 0, "schedule.period", "must be longer than nothing")
     for boundary in config.schedule.boundaries:
         attempt("schedule.boundaries", to_steps, boundary, **size, total_steps=1000)
 
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None], attempt: Callable[..., Any]) -> None:
+    """Checks optimizer, schedule (but for its durations) and loss, by the `require` and `attempt` of `validate`."""
+    optimizer, schedule, loss = config.optimizer, config.schedule, config.loss
+    for field in ("learning_rate", "epsilon", "trust_coefficient", "clip_threshold"):
+        require(_positive(optimizer[field]), f"optimizer.{field}", "must be above 0")
+    require(_not_negative(optimizer.weight_decay), "optimizer.weight_decay", "must be at least 0")
+    for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
+        require(0 <= get_field(config, field) < 1, field, "must be at least 0 and below 1")
+    for pattern in optimizer.freeze:
+        attempt("optimizer.freeze", parse_pattern, pattern)
+    for text in optimizer.learning_rate_multipliers:
+        attempt("optimizer.learning_rate_multipliers", parse_multiplier, text)
+    require(optimizer.lookahead_steps >= 0, "optimizer.lookahead_steps", "must be at least 0 (0 = no lookahead)")
+    require(0 < optimizer.lookahead_alpha <= 1, "optimizer.lookahead_alpha", "must be above 0 and at most 1")
+
+    require(all(map(_not_negative, schedule.multipliers)), "schedule.multipliers", "must be at least 0")
+    if schedule.name == "piecewise":
+        each = f"piecewise needs one for each of the {len(schedule.boundaries)} config.schedule.boundaries"
+        require(len(schedule.multipliers) == len(schedule.boundaries), "schedule.multipliers", each)
+    require(0 < schedule.factor <= 1, "schedule.factor", "must be above 0 and at most 1")
+    require(1 <= schedule.period_multiplier < math.inf, "schedule.period_multiplier", "must be at least 1")
+    require(_positive(schedule.power), "schedule.power", "must be above 0")
+    require(0 <= schedule.end <= 1, "schedule.end", "must be at least 0 and at most 1: it is a fraction of the peak")
+    require(schedule.patience >= 1, "schedule.patience", "must be at least 1")
+
+    for field in ("gamma", "auxiliary_weight"):
+        require(_not_negative(loss[field]), f"loss.{field}", "must be at least 0")
+    weights = loss.class_weights
+    enough = len(weights) > 0 and all(map(_not_negative, weights)) and any(weights)
+    require(enough, "loss.class_weights", "needs one value of at least 0, or one a class, and not only zeros")
+    if loss.name == "hinge":
+        require(loss.label_smoothing <= 0, "loss.label_smoothing", "the hinge loss has no probabilities to smooth")
 
 
 def _type_problem(value: Any, default: Any) -> str:
@@ -139,10 +185,15 @@ def _type_problem(value: Any, default: Any) -> str:
     if value is None:
         return f"must be set, for example to {default!r}"
     if isinstance(default, tuple):
-        what, types = ("numbers", (int, float)) if isinstance(default[0], float) else ("texts", str)
-        return "" if all(isinstance(v, types) for v in value) else f"must be {what}, such as {default}"
+        what, types = ("numbers", (int, float)) if default and isinstance(default[0], float) else ("texts", str)
+        such_as = f", such as {default}" if default else ""
+        return "" if all(isinstance(v, types) for v in value) else f"must be {what}{such_as}"
     return ""
 
 
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < math.inf

@@ -11,7 +11,7 @@ from cnn_research.data.resident import ResidentFeed
 from cnn_research.models import registry
 from cnn_research.training import parallel
 from cnn_research.training.losses import softmax_cross_entropy
-from cnn_research.training.optimizers import create_schedule
+from cnn_research.training.schedules import create_schedule
 from cnn_research.training.state import create_state
 from cnn_research.training.step import network_input, train_step
 

@@ -15,7 +15,7 @@ from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.models import layers, registry, resnet
-from cnn_research.training import losses, metrics, optimizers, parallel
+from cnn_research.training import losses, metrics, optimizers, parallel, schedules
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.setup import Experiment, open_feeds
 
@@ -65,13 +65,33 @@ def use_decay(value, digits, tmp_path):
     assert (updates["bias"] != 0).all() == (value == "all") and (updates["kernel"] == -1).all()
 
 
+def use_decay_kind(value, digits, tmp_path):
+    """Adam's first step is as long as its learning rate, whatever is added to the gradient."""
+    fields = {"optimizer__name": "adam", "optimizer__weight_decay": 3.0, "optimizer__decay_kind": value}
+    optimizer = optimizers.create_optimizer(changed(**fields).optimizer, optax.constant_schedule(1.0))
+    params = {"kernel": np.ones((2, 2), np.float32)}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -4 if value == "decoupled" else -1, rtol=1e-5)
+
+
+def use_clip(value, digits, tmp_path):
+    """Gradients of 6 where weights are 1 tell the choices apart; the norm of four of them is 12."""
+    fields = {"optimizer__name": "sgd", "optimizer__clip": value, "optimizer__clip_threshold": 2.0}
+    optimizer = optimizers.create_optimizer(changed(**fields).optimizer, optax.constant_schedule(1.0))
+    params = {"kernel": np.ones((2, 2), np.float32)}
+    updates, _ = optimizer.update({"kernel": 6 * params["kernel"]}, optimizer.init(params), params)
+    clipped = {"none": 6.0, "global_norm": 1.0, "value": 2.0, "adaptive": 2.0}[value]
+    np.testing.assert_allclose(updates["kernel"], -clipped, rtol=1e-6)
+
+
 def use_schedule(value, digits, tmp_path):
-    schedule = optimizers.create_schedule(value, 0.1, total_steps=10, warmup_steps=3, boundaries=(5,), factor=0.1)
-    assert 0 < schedule(4) <= 0.1
+    lengths = {"total_steps": 10, "warmup_steps": 3, "boundaries": (5,), "multipliers": (0.5,)}
+    assert 0 < schedules.create_schedule(value, 0.1, **lengths, factor=0.1)(4) <= 0.1
 
 
 def use_loss(value, digits, tmp_path):
-    assert losses.create_loss(value, 0.1)(np.zeros((2, 3), np.float32), np.zeros(2, np.int32)).shape == (2,)
+    loss = losses.create_loss(changed(loss__name=value).loss, 3)
+    assert loss(np.zeros((2, 3), np.float32), np.zeros(2, np.int32)).shape == (2,)
 
 
 def use_precision(value, digits, tmp_path):
@@ -106,6 +126,8 @@ READERS = {
     "evaluation.crops": use_crops,
     "optimizer.name": use_optimizer,
     "optimizer.decay": use_decay,
+    "optimizer.decay_kind": use_decay_kind,
+    "optimizer.clip": use_clip,
     "schedule.name": use_schedule,
     "loss.name": use_loss,
     "precision": use_precision,
@@ -129,11 +151,12 @@ def test_choices_are_all_that_the_code_knows():
 
 
 def comments():
-    """{field: its line in base_config(), comment included, without what stands in parentheses}."""
-    lines = {}
+    """{field: its line in base_config() and the comment above it, without what stands in parentheses}."""
+    lines, above = {}, ""
     for line in inspect.getsource(base_config).splitlines():
         if found := re.match(r"\s+config\.([\w.]+) = (?!ConfigDict)(.*)", line):
-            lines[found[1]] = re.sub(r"\([^()]*\)", "", found[2])
+            lines[found[1]] = re.sub(r"\([^()]*\)", "", f"{above} {found[2]}")
+        above = f"{above} {line.strip(' #')}" if line.strip().startswith("#") else ""
     return lines
 
 

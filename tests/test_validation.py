@@ -85,18 +85,51 @@ BAD = [
     ("optimizer.weight_decay", -1e-4, "at least 0"),
     ("optimizer.weight_decay", float("inf"), "at least 0"),
     ("optimizer.decay", "kernel", "kernels"),
+    ("optimizer.decay_kind", "decuopled", "decoupled"),
+    ("optimizer.trust_coefficient", 0.0, "above 0"),
+    ("optimizer.clip", "norm", "global_norm"),
+    ("optimizer.clip_threshold", 0.0, "above 0"),
+    ("optimizer.clip_threshold", float("inf"), "above 0"),
+    ("optimizer.freeze", (1,), "texts"),
+    ("optimizer.freeze", ("conv", "norm(1"), "'norm(1' is not a regular expression"),
+    ("optimizer.learning_rate_multipliers", (10.0,), "texts"),
+    ("optimizer.learning_rate_multipliers", ("head",), '"^head=10"'),
+    ("optimizer.learning_rate_multipliers", ("head=", "conv=2"), "'head='"),
+    ("optimizer.learning_rate_multipliers", ("=2",), "'=2'"),
+    ("optimizer.learning_rate_multipliers", ("head=0",), "above 0"),
+    ("optimizer.learning_rate_multipliers", ("head=inf",), "above 0"),
+    ("optimizer.learning_rate_multipliers", ("*head=2",), "'*head' is not a regular expression"),
+    ("optimizer.lookahead_steps", -1, "at least 0"),
+    ("optimizer.lookahead_alpha", 0.0, "above 0"),
+    ("optimizer.lookahead_alpha", 1.1, "at most 1"),
     ("schedule.name", "onecycle", "one_cycle"),
     ("schedule.warmup", "5", "unit"),
     ("schedule.boundaries", ("50%", "75"), "'75'"),
     ("schedule.boundaries", (5,), "texts"),
+    ("schedule.multipliers", (0.1, -0.1), "at least 0"),
+    ("schedule.multipliers", ("0.1",), "numbers"),
+    ("schedule.period", "0ep", "longer"),
+    ("schedule.period", "10", "unit"),
+    ("schedule.period_multiplier", 0.5, "at least 1"),
+    ("schedule.period_multiplier", float("inf"), "at least 1"),
+    ("schedule.power", 0.0, "above 0"),
+    ("schedule.end", -0.1, "at least 0"),
+    ("schedule.end", 1.1, "at most 1"),
+    ("schedule.patience", 0, "at least 1"),
     ("schedule.factor", 0.0, "above 0"),
     ("schedule.factor", 1.1, "at most 1"),
     ("loss.name", "cross_entropy", "softmax_cross_entropy"),
+    ("loss.gamma", -0.5, "at least 0"),
+    ("loss.class_weights", (), "one value"),
+    ("loss.class_weights", (1.0, -1.0), "at least 0"),
+    ("loss.class_weights", (0.0, 0.0), "not only zeros"),
+    ("loss.class_weights", (float("nan"),), "one value"),
     ("loss.auxiliary_weight", -0.1, "at least 0"),
     ("loss.label_smoothing", 1.0, "below 1"),
     ("loss.label_smoothing", -0.1, "below 1"),
     ("precision", "float64", "float32"),
     ("matmul_precision", "low", "high"),
+    ("freeze_batch_stats", True, "nothing is frozen"),
     ("accumulation", 0, "at least 1"),
     ("ema_decay", 1.0, "below 1"),
     ("on_divergence", "roll_back", "rollback"),
@@ -137,7 +170,8 @@ def test_every_field_with_a_limit_is_in_the_table_of_bad_values():
 
 def test_validate_reports_everything_at_once():
     config = base_config()
-    fields = {field for field, _, _ in BAD} - {"model.filters"}  # nobody knows the fields of an unknown network
+    # Nobody knows the fields of an unknown network, and the pattern that is none freezes something, perhaps.
+    fields = {field for field, _, _ in BAD} - {"model.filters", "freeze_batch_stats"}
     for field, value, _ in BAD:
         if field in fields:
             set_field(config, field, value)
@@ -149,6 +183,28 @@ def test_one_cycle_needs_a_rise():
     (line,) = problems(changed(schedule__name="one_cycle"))
     assert line.startswith("config.schedule.warmup='0st'") and "30%" in line
     validate(changed(schedule__name="one_cycle", schedule__warmup="30%"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"schedule__name": "piecewise", "schedule__boundaries": ("1ep",)},
+            "schedule.multipliers=(0.1, 0.01): piecewise needs one for each of the 1 config.schedule.boundaries",
+        ),
+        ({"schedule__name": "piecewise", "schedule__boundaries": ("1ep",), "schedule__multipliers": (0.0,)}, None),
+        ({"loss__name": "hinge", "loss__label_smoothing": 0.1}, "loss.label_smoothing=0.1: the hinge loss has no"),
+        ({"loss__name": "focal", "loss__label_smoothing": 0.1, "loss__gamma": 0.0}, None),
+        ({"optimizer__freeze": ("^conv", "(?<!head/)bias"), "optimizer__lookahead_steps": 5}, None),
+        ({"optimizer__learning_rate_multipliers": ("(?=head)=1e-2", "a=b=3")}, None),
+    ],
+    ids=str,
+)
+def test_recipes(fields, expected):
+    if expected is None:
+        return validate(changed(**fields))
+    (line,) = problems(changed(**fields))
+    assert line.startswith(f"config.{expected}")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Losses: (logits, labels or probabilities) -> the loss of each example."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
+
+from cnn_research.errors import UserError
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -12,7 +16,8 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Cross-entropy of the softmax; with smoothing, against (1 - s) of the label and s spread over all K classes.
 
-    Label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
+    Label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7. With two classes this is
+    logistic regression on the difference of the logits.
 
     Args:
         logits: float32[N, K].
@@ -22,13 +27,113 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
     Returns:
         float32[N], in nats.
     """
+    return optax.softmax_cross_entropy(logits, _targets(logits, labels, label_smoothing))
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Mean over the K classes of the binary cross-entropy of each: "is it this class or not?".
+
+    As in Wightman, Touvron & Jégou 2021, "ResNet strikes back", section 3.1. Two classes are two logistic regressions,
+    one for each.
+
+    Args:
+        logits, labels, label_smoothing: as in `softmax_cross_entropy`.
+
+    Returns:
+        float32[N], in nats.
+    """
+    targets = _targets(logits, labels, label_smoothing)
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+
+
+def multiclass_hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The hinge loss of a multiclass support vector machine: max(0, 1 + max_{k != y} z_k - z_y).
+
+    Crammer & Singer 2001, "On the algorithmic implementation of multiclass kernel-based vector machines". Of
+    probabilities q, the mean over labels: sum_y q_y loss(z, y).
+
+    Args:
+        logits: z, float32[N, K] with K > 1.
+        labels: y, int32[N], or probabilities float32[N, K].
+
+    Returns:
+        float32[N].
+    """
+    best, second = jnp.moveaxis(jax.lax.top_k(logits, 2)[0], -1, 0)
+    is_best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
+    best_other = jnp.where(is_best, second[:, None], best[:, None])
+    return jnp.sum(_targets(logits, labels) * jax.nn.relu(1 + best_other - logits), axis=-1)
+
+
+def squared_error(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Half the squared distance between the softmax and the target: sum_k (q_k - p_k)^2 / 2.
+
+    Half of Brier's score (1950), and what tutorials train their first network with. Its gradient vanishes where a wrong
+    answer is certain.
+
+    Args:
+        logits, labels, label_smoothing: as in `softmax_cross_entropy`.
+
+    Returns:
+        float32[N], from 0 to 1.
+    """
+    errors = _targets(logits, labels, label_smoothing) - jax.nn.softmax(logits)
+    return jnp.sum(errors**2, axis=-1) / 2
+
+
+def focal(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, gamma: float = 2.0) -> jax.Array:
+    """Cross-entropy that cares less about what is right already: -sum_k q_k (1 - p_k)^gamma log p_k.
+
+    Lin et al. 2017, "Focal loss for dense object detection", equation 4, for many classes by the softmax; its alpha is
+    `class_weights`.
+
+    Args:
+        logits, labels, label_smoothing: as in `softmax_cross_entropy`.
+        gamma: at least 0, which is cross-entropy.
+
+    Returns:
+        float32[N].
+    """
+    log_p = jax.nn.log_softmax(logits)
+    # Not quite zero, where the slope of a power below 1 is infinite.
+    wrong = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
+    return -jnp.sum(_targets(logits, labels, label_smoothing) * wrong**gamma * log_p, axis=-1)
+
+
+def create_loss(config: ConfigDict, num_classes: int) -> Loss:
+    """Returns the loss of `config.loss`.
+
+    With class weights, an example's loss is multiplied by the weight of its class, or by the mean of their weights if
+    its target is a mixture; the mean over a batch is of these products, and isn't divided by the sum of the weights.
+
+    Raises:
+        UserError: there are neither one class weight nor as many as classes.
+    """
+    smoothing = {"label_smoothing": config.label_smoothing}
+    loss = {
+        "softmax_cross_entropy": functools.partial(softmax_cross_entropy, **smoothing),
+        "sigmoid": functools.partial(sigmoid_cross_entropy, **smoothing),
+        "hinge": multiclass_hinge,
+        "squared_error": functools.partial(squared_error, **smoothing),
+        "focal": functools.partial(focal, **smoothing, gamma=config.gamma),
+    }[config.name]
+    weights = tuple(config.class_weights)
+    if len(weights) not in (1, num_classes):
+        raise UserError(
+            f"config.loss.class_weights={weights}: the dataset has {num_classes} classes, "
+            f"so 1 or {num_classes} values are needed, not {len(weights)}"
+        )
+    if weights == (1.0,):
+        return loss
+
+    def weighted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        targets = _targets(logits, labels)
+        return loss(logits, labels) * jnp.sum(targets * jnp.array(weights, jnp.float32), axis=-1)
+
+    return weighted
+
+
+def _targets(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Labels as probabilities: float32[N, K]."""
     targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
-
-
-def create_loss(name: str, label_smoothing: float) -> Loss:
-    """Returns the named loss (`config.loss`)."""
-    losses = {
-        "softmax_cross_entropy": lambda logits, labels: softmax_cross_entropy(logits, labels, label_smoothing),
-    }
-    return losses[name]
+    return optax.smooth_labels(targets, label_smoothing)

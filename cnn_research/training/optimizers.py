@@ -1,74 +1,107 @@
-"""Optimizers and learning-rate schedules, from their names in the config."""
+"""Optimizers, from their names in the config."""
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from cnn_research.training import parameters, transforms
 
-def create_schedule(
-    name: str,
-    peak: float,
-    *,
-    total_steps: int,
-    warmup_steps: int,
-    boundaries: tuple[int, ...] = (),
-    factor: float = 0.1,
-) -> optax.Schedule:
-    """Returns the learning rate as a function of the step, from 0 to total_steps - 1.
-
-    Args:
-        name: constant | cosine | linear | step | one_cycle.
-        peak: the highest learning rate.
-        total_steps: the length of training.
-        warmup_steps: w; the rate rises linearly over the first w steps, from peak / w to the peak.
-            one_cycle (Smith & Topin 2018): the length of its rise from peak / 25; then it falls to peak / 250,000.
-        boundaries: step: the steps at which the rate is multiplied by `factor`.
-        factor: see `boundaries`.
-    """
-    if name == "one_cycle":
-        # What optax.cosine_onecycle_schedule does, which however wants the rise as a fraction and rounds it down.
-        end = max(total_steps, warmup_steps + 1)
-        return optax.piecewise_interpolate_schedule("cosine", peak / 25, {warmup_steps: 25.0, end: 1 / 250_000})
-    decay_steps = max(1, total_steps - warmup_steps)
-    # Counted from the start of training, as papers do, not from the end of the warm-up. Several may fall on one step.
-    drops = [max(0, b - warmup_steps) for b in boundaries]
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, decay_steps),
-        "step": lambda: optax.piecewise_constant_schedule(peak, {d: factor ** drops.count(d) for d in drops}),
-    }[name]()
-    if warmup_steps == 0:
-        return after
-    # The first step already learns: a warm-up from 0 would waste it.
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
-    return optax.join_schedules([warmup, after], [warmup_steps])
+# Those whose papers add the decay to the gradient; the others' are decoupled.
+COUPLED = ("sgd", "momentum", "nesterov", "adam", "rmsprop", "lars")
 
 
-def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of `config.optimizer`.
 
-    Weight decay is coupled (added to the gradient, so momentum and Adam's scaling apply to it) except for adamw
-    (Loshchilov & Hutter 2019: the weights shrink by learning rate x decay).
+    Gradients are clipped, and a coupled decay is added to them. Of the sum the named optimizer makes a direction, to
+    which a decoupled decay is added (Loshchilov & Hutter 2019); all of it is multiplied by the learning rate. So the
+    rate stands outside all momenta, as in PyTorch, and an update is proportional to it:
+
+        sgd         the gradient
+        momentum    Sutskever et al. 2013: v = momentum v + g
+        nesterov    the same, and then g + momentum v
+        adam        Kingma & Ba 2015; adamw with a decoupled decay (Loshchilov & Hutter 2019)
+        nadamw      Dozat 2016, with a decoupled decay
+        rmsprop     Hinton 2012: g / (sqrt(mean of squares, over beta2) + epsilon), then momentum
+        lamb        You et al. 2020: Adam's direction with its decay, times ||w|| / ||direction|| for each kernel w
+        lars        You et al. 2017: see `transforms.scale_by_lars`, then momentum
+        lion        Chen et al. 2023: the sign of beta1 m + (1 - beta1) g, then m = beta2 m + (1 - beta2) g
+        muon        Jordan et al. 2024: nesterov's direction, see `transforms.orthogonalise`; Adam for all but kernels
+
+    lamb's decoupled decay joins the direction before its norm is taken, as in the paper. What isn't meant to decay
+    (`config.decay`) has no such ratio in lars and lamb, as in their authors' code. Adaptive clipping (Brock et al.
+    2021) is of every layer; the paper spares the last. Around all this stands lookahead, and around that freezing.
+
+    Args:
+        config: `config.optimizer`.
+        schedule: number of updates made -> learning rate.
+
+    Returns:
+        An optimizer whose `update(gradients, state, params, learning_rate_scale=1.0)` multiplies the learning rate of
+        this one update by a float32 scalar. Its `init` raises a UserError where a pattern of the config is found in no
+        parameter's path.
     """
-    mask = kernels if config.decay == "kernels" else None
-    adam = {"b1": config.beta1, "b2": config.beta2, "eps": config.epsilon}
-    if config.name == "adamw":
-        return optax.adamw(schedule, **adam, weight_decay=config.weight_decay, mask=mask)
-    optimizer = {
-        "sgd": lambda: optax.sgd(schedule),
-        "momentum": lambda: optax.sgd(schedule, momentum=config.momentum),
-        "nesterov": lambda: optax.sgd(schedule, momentum=config.momentum, nesterov=True),
-        "adam": lambda: optax.adam(schedule, **adam),
+    decays = parameters.kernels if config.decay == "kernels" else functools.partial(jax.tree.map, lambda _: True)
+    coupled = config.decay_kind == "coupled" or (config.decay_kind == "auto" and config.name in COUPLED)
+    decay = [optax.add_decayed_weights(config.weight_decay, decays)] if config.weight_decay else []
+    multipliers = functools.partial(parameters.multipliers, texts=config.learning_rate_multipliers)
+    ratio = [optax.masked(optax.scale_by_trust_ratio(), decays)] if config.name == "lamb" else []
+    optimizer = optax.chain(
+        *_clip(config),
+        # lars decays by itself, as the decay counts in its ratio.
+        *(decay if coupled and config.name != "lars" else []),
+        *_direction(config, lars_decay=config.weight_decay if coupled else 0.0, adapted=decays),
+        *([] if coupled else decay),
+        *ratio,
+        transforms.scale_by_learning_rate(schedule, multipliers),
+    )
+    if config.lookahead_steps:
+        optimizer = transforms.lookahead(optimizer, config.lookahead_steps, config.lookahead_alpha)
+    if config.freeze:
+        optimizer = transforms.freeze(optimizer, functools.partial(parameters.frozen, patterns=config.freeze))
+
+    def init(params: Any) -> Any:
+        parameters.check_patterns(params, config.freeze, config.learning_rate_multipliers)
+        return optimizer.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
+
+
+def _clip(config: ConfigDict) -> list[optax.GradientTransformation]:
+    return {
+        "none": lambda: [],
+        "global_norm": lambda: [optax.clip_by_global_norm(config.clip_threshold)],
+        "value": lambda: [optax.clip(config.clip_threshold)],
+        "adaptive": lambda: [optax.adaptive_grad_clip(config.clip_threshold)],
+    }[config.clip]()
+
+
+def _direction(
+    config: ConfigDict, *, lars_decay: float, adapted: transforms.Mask
+) -> list[optax.GradientTransformation]:
+    """What the named optimizer makes of gradients: a direction of ascent."""
+    momentum = functools.partial(optax.trace, config.momentum)
+    adam = functools.partial(optax.scale_by_adam, config.beta1, config.beta2, config.epsilon)
+
+    def others(params: Any) -> Any:
+        return jax.tree.map(lambda is_kernel: not is_kernel, parameters.kernels(params))
+
+    return {
+        "sgd": lambda: [],
+        "momentum": lambda: [momentum()],
+        "nesterov": lambda: [momentum(nesterov=True)],
+        "adam": lambda: [adam()],
+        "adamw": lambda: [adam()],
+        "nadamw": lambda: [adam(nesterov=True)],
+        "rmsprop": lambda: [optax.scale_by_rms(config.beta2, config.epsilon, eps_in_sqrt=False), momentum()],
+        "lamb": lambda: [adam()],
+        "lars": lambda: [transforms.scale_by_lars(config.trust_coefficient, lars_decay, adapted), momentum()],
+        "lion": lambda: [optax.scale_by_lion(config.beta1, config.beta2)],
+        "muon": lambda: [
+            optax.masked(optax.chain(momentum(nesterov=True), transforms.orthogonalise()), parameters.kernels),
+            optax.masked(adam(), others),
+        ],
     }[config.name]()
-    if config.weight_decay == 0:
-        return optimizer
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), optimizer)
-
-
-def kernels(params: Any) -> Any:
-    """Marks what weight decay is meant for: kernels, not biases and not the scales of normalisation (vectors)."""
-    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)

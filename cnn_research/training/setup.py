@@ -21,7 +21,7 @@ from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import registry
-from cnn_research.training import losses, optimizers, parallel
+from cnn_research.training import losses, optimizers, parallel, parameters, schedules
 from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, network_input, train_step
 
@@ -46,7 +46,7 @@ def open_feeds(config: ConfigDict, eval_splits: tuple[str, ...], train_split: st
     kind = config.dataset.feed
     if kind == "auto":
         kind = _choose_feed(config, sources, sizes, training=train_split is not None)
-    feeds = {split: _open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
+    feeds = {split: open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
     first, *others = feeds.items()
     for split, feed in others:
         for what, of in {"classes": lambda f: f.classes, "channels": lambda f: f.image_shape[-1]}.items():
@@ -72,7 +72,12 @@ def _choose_feed(config: ConfigDict, sources: dict[str, Source], sizes: dict[str
     return "resident" if fits else "streaming"
 
 
-def _open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+def open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+    """Opens a "resident" or "streaming" feed of a source, with the config's settings.
+
+    Raises:
+        UserError: the images can't be read, or config.dataset doesn't fit them.
+    """
     dataset = config.dataset
     common = {
         "seed": config.seed,
@@ -112,7 +117,7 @@ class Experiment:
         """Builds the network for the classes of a feed, and turns durations into steps by its number of examples.
 
         Raises:
-            UserError: more steps than can be counted.
+            UserError: more steps than can be counted, or class weights for another number of classes.
         """
         self._config = config
         self._feed = feed
@@ -129,6 +134,7 @@ class Experiment:
         if config.profile:
             sizes = {"batch_size": config.batch_size, "num_examples": feed.num_examples}
             self.profile = configs.to_span(config.profile, **sizes, total_steps=self.total_steps)
+        self._loss = losses.create_loss(config.loss, len(feed.classes))
         self._input = {
             "gather": feed.gather,
             "mean": config.dataset.mean,
@@ -153,17 +159,27 @@ class Experiment:
                 f"config.schedule.warmup={schedule.warmup!r} is {warmup_steps} steps, more than the "
                 f"{self.total_steps} of config.duration={duration!r}: the rate would never reach its peak"
             )
-        return optimizers.create_schedule(
+        boundaries = tuple(map(self._steps, schedule.boundaries))
+        if schedule.name == "piecewise" and list(boundaries) != sorted(boundaries):
+            raise UserError(
+                f"config.schedule.boundaries={schedule.boundaries}: in steps {boundaries}, not in ascending order"
+            )
+        return schedules.create_schedule(
             schedule.name,
             self._config.optimizer.learning_rate,
             total_steps=self.total_steps,
             warmup_steps=warmup_steps,
-            boundaries=tuple(map(self._steps, schedule.boundaries)),
+            boundaries=boundaries,
+            multipliers=schedule.multipliers,
             factor=schedule.factor,
+            period=self._steps(schedule.period),
+            period_multiplier=schedule.period_multiplier,
+            power=schedule.power,
+            end=schedule.end,
         )
 
     @functools.cached_property
-    def _optimizer(self) -> optax.GradientTransformation:
+    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
         return optimizers.create_optimizer(self._config.optimizer, self._schedule)
 
     @functools.cached_property
@@ -240,6 +256,18 @@ class Experiment:
             views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
         )
 
+    def _is_frozen(self, path: str) -> bool:
+        """Whether a batch normalisation is: it goes with its scale."""
+        return parameters.is_frozen(f"{path}/scale", self._config.optimizer.freeze)
+
+    def plateau(self) -> schedules.Plateau | None:
+        """Returns what lowers the learning rate when evaluations no longer get better; None for other schedules."""
+        schedule = self._config.schedule
+        if schedule.name != "plateau":
+            return None
+        lowest = self._config.checkpoint.best_metric == "loss"
+        return schedules.Plateau(schedule.factor, schedule.patience, schedule.end, lowest)
+
     def make_input(self, arrays: Any, batch: Any, key: jax.Array) -> Any:
         """One device's share of a training batch -> images, targets and labels: see `step.network_input`."""
         return network_input(
@@ -259,7 +287,7 @@ class Experiment:
             train_step,
             make_input=self.make_input,
             model=self.model,
-            loss=losses.create_loss(self._config.loss.name, self._config.loss.label_smoothing),
+            loss=self._loss,
             auxiliary_weight=self._config.loss.auxiliary_weight,
             optimizer=self._optimizer,
             schedule=self._schedule,
@@ -267,6 +295,7 @@ class Experiment:
             accumulation=self._config.accumulation,
             unroll=jax.default_backend() == "cpu",
             ema_decay=self._config.ema_decay,
+            is_frozen=self._is_frozen if self._config.freeze_batch_stats else None,
         )
         return parallel.pmap_step(step, donate_state=True)
 
@@ -293,6 +322,7 @@ class Experiment:
             "examples_per_second": None,  # known once some steps have been timed
             "rollbacks": 0,  # how often the learning rate was lowered after a divergence
             "stopped_early": False,
+            "plateau": None,  # the state of `schedules.Plateau`
             "skipped": [],  # paths of training images that could not be read
         }
 
@@ -306,12 +336,12 @@ def draw_contact_sheet(config: ConfigDict) -> Image.Image:
     dataset = config.dataset
     source = open_source(dataset.name, dataset.train_split, dataset.data_dir)
 
-    def open_feed(source: Source) -> StreamingFeed:
-        return _open_feed(config, "streaming", source, dataset.image_size)
+    def open_streaming(source: Source) -> StreamingFeed:
+        return open_feed(config, "streaming", source, dataset.image_size)
 
     try:
         return contact_sheet.draw(
-            source, open_feed, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
+            source, open_streaming, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
         )
     except ValueError as error:
         raise UserError(f"config.augment={config.augment!r}: {error}") from None

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from cnn_research.config import base_config
+from cnn_research.config import CHOICES, base_config
 from cnn_research.errors import UserError
 from cnn_research.models import registry
 from cnn_research.training import parallel
 from cnn_research.training.checkpoints import Checkpoints, Damaged
-from cnn_research.training.optimizers import create_optimizer, create_schedule
+from cnn_research.training.optimizers import create_optimizer
+from cnn_research.training.schedules import create_schedule
 from cnn_research.training.state import TrainState, create_state, digest
 
 ABOUT = {
@@ -148,10 +149,10 @@ def test_relative_folder(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------- a whole state and back
 
 
-def real_state(optimizer_name):
+def real_state(optimizer_name, **fields):
     """A state in the middle of a training, so that nothing in it is zero."""
     settings = base_config().optimizer
-    settings.update(name=optimizer_name, weight_decay=0.1)
+    settings.update(name=optimizer_name, weight_decay=0.1, **fields)
     optimizer = create_optimizer(settings, create_schedule("cosine", 0.1, total_steps=10, warmup_steps=2))
     model = registry.create_model("convnet", 3, filters=(2,), batch_norm="after_conv", dense=())
     state = create_state(model, optimizer, 0, (4, 4, 1))
@@ -173,9 +174,16 @@ def assert_equal(actual, expected):
         np.testing.assert_array_equal(a, e, err_msg=where)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
-def test_restore(tmp_path, optimizer):
-    like, state = real_state(optimizer)
+FREEZING = {"freeze": ("conv",), "lookahead_steps": 2}  # and what the slow weights of the others are kept in
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fields"),
+    [*((name, {}) for name in CHOICES["optimizer.name"]), ("sgd", FREEZING), ("adam", FREEZING), ("muon", FREEZING)],
+    ids=str,
+)
+def test_restore(tmp_path, optimizer, fields):
+    like, state = real_state(optimizer, **fields)
     with Checkpoints(tmp_path / "c", config()) as checkpoints:
         checkpoints.save(state, ABOUT, scores())
     with Checkpoints(tmp_path / "c", config()) as checkpoints:
