@@ -64,6 +64,7 @@ RESUMABLE = (
     "checkpoint.every",
     "checkpoint.keep",
     "compilation_cache",
+    "deterministic",
 )
 
 
@@ -229,11 +230,17 @@ def base_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1ep"  # interval: epochs, steps, examples or percent of training
-    config.checkpoint.keep = 1  # how many of the newest to keep, >= 1; the best is kept besides
+    # How many of the newest to keep, >= 1; the best is kept besides. With 2, one that storage damages costs an interval
+    # of training; with 1, possibly all of it.
+    config.checkpoint.keep = 2
     config.checkpoint.best_metric = "accuracy"  # on dataset.eval_split: accuracy | top5 (highest) | loss (lowest)
 
     config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
     config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
+    # On a GPU: the same seed on the same machine gives the same bits. Its price: algorithms are no longer chosen by
+    # timing them, so that steps may take considerably longer, and operations without a deterministic one fail to
+    # compile. CPUs and TPUs are deterministic anyway, for nothing.
+    config.deterministic = False
     # Record a profile for TensorBoard in WORKDIR/profile, of the steps between two durations: "100st:110st"; "" = none.
     config.profile = ""
     # XLA's persistent compilation cache, so that the second start need not compile; "" = none.

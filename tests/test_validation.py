@@ -54,6 +54,7 @@ BAD = [
     ("dataset.mean", (0.1, None), "numbers"),
     ("dataset.std", ("a",), "numbers"),
     ("dataset.std", None, "must be set"),
+    ("deterministic", None, "must be set"),
     ("mix", "mixop(0.2)", "mixup"),
     ("mix", "cutmix(0)", "alpha"),
     ("augment", None, "must be set"),
