@@ -5,7 +5,6 @@ An experiment config is a short diff of `base_config()`; the command line overri
 """
 
 import json
-import math
 import re
 from typing import Any
 
@@ -35,7 +34,9 @@ CHOICES = {
         *("polynomial", "one_cycle", "warm_restarts", "plateau"),
     ),
     "loss.name": ("softmax_cross_entropy", "sigmoid", "hinge", "squared_error", "focal"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "float16"),
+    "matmul_precision": ("default", "high", "highest"),
+    "on_divergence": ("stop", "rollback"),
     "batch_norm": ("global", "local"),
     "checkpoint.best_metric": ("accuracy", "top5", "loss"),
 }
@@ -52,6 +53,11 @@ RESUMABLE = (
     "eval_batch_size",
     "log_every",
     "eval_every",
+    "early_stopping",
+    "on_divergence",
+    "rollback_factor",
+    "max_rollbacks",
+    "profile",
     "checkpoint.every",
     "checkpoint.keep",
     "compilation_cache",
@@ -155,8 +161,8 @@ def base_config() -> ConfigDict:
     config.optimizer.clip = "none"
     config.optimizer.clip_threshold = 1.0  # > 0: a norm, a magnitude; adaptive: gradient over weight, such as 0.01
     # Parameters by regular expressions, searched for in paths such as "conv1/kernel": "^conv1/" is one layer.
-    config.optimizer.freeze = ()  # of what is not trained, such as ("^conv", "^norm")
-    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^head=10", "bias=2"); of several the first
+    config.optimizer.freeze = ()  # of what is not trained: ("^conv1/", "^layer1"); all but the head: ("^(?!output)",)
+    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^output=10", "bias=2"); of several the first
     config.optimizer.lookahead_steps = 0  # slow weights follow after this many (Zhang et al. 2019), say 5; 0 = none
     config.optimizer.lookahead_alpha = 0.5  # in (0, 1]: how far they follow
 
@@ -184,8 +190,27 @@ def base_config() -> ConfigDict:
     config.loss.auxiliary_weight = 0.3  # >= 0: of each auxiliary head's loss (googlenet; Szegedy et al. 2015)
     config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes; not for hinge
 
-    config.precision = "float32"  # of the computation: float32 | bfloat16; parameters, statistics, loss stay float32
+    # Of the computation; parameters, statistics, logits and loss are float32 in any case. float16 is for GPUs without
+    # bfloat16: the loss is scaled, and an update whose gradient overflows is left out.
+    config.precision = "float32"  # float32 | bfloat16 | float16
+    # Of float32 products, for devices that have coarser, faster ones: default is their own choice (bfloat16 on a TPU,
+    # TF32 on newer GPUs), high takes three passes of it, highest is float32.
+    config.matmul_precision = "default"  # default | high | highest
     config.batch_norm = "global"  # batch statistics over all devices (the same result on 1 or 8) | local: of each alone
+
+    # Into how many parts, one after the other, a device's share of a batch is cut, for batches that don't fit into its
+    # memory. The gradient is the whole batch's, but batch normalisation sees one part at a time.
+    config.accumulation = 1
+    # Of moving averages of the parameters and batch statistics, in [0, 1), say 0.999; they are then what is evaluated
+    # and reported. Lower in the first steps. 0 = none.
+    config.ema_decay = 0.0
+    # When a loss or parameter becomes NaN or infinite. rollback: go on from the last checkpoint with the learning rate
+    # times rollback_factor, at most max_rollbacks times.
+    config.on_divergence = "stop"  # stop | rollback
+    config.rollback_factor = 0.5  # in (0, 1)
+    config.max_rollbacks = 3  # >= 1
+    # Stop when evaluations have not improved checkpoint.best_metric for this long, such as "10ep"; "0st" = never.
+    config.early_stopping = "0st"
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1ep"  # interval: epochs, steps, examples or percent of training
@@ -194,6 +219,8 @@ def base_config() -> ConfigDict:
 
     config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
     config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
+    # Record a profile for TensorBoard in WORKDIR/profile, of the steps between two durations: "100st:110st"; "" = none.
+    config.profile = ""
     # XLA's persistent compilation cache, so that the second start need not compile; "" = none.
     config.compilation_cache = "~/.cache/cnn_research/xla"
     return config.lock()
@@ -265,35 +292,21 @@ def to_steps(text: str, *, batch_size: int, num_examples: int, total_steps: int 
     return max(1, round(steps)) if value > 0 else 0
 
 
-# ------------------------------------------------------------------------------------- parameters by their path
+def to_span(text: str, **sizes: int | None) -> tuple[int, int]:
+    """Converts two durations with a colon between them, such as "100st:2ep", to the steps from which and until which.
 
-
-def parse_pattern(text: str) -> re.Pattern:
-    """Compiles a regular expression of `optimizer.freeze`.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise UserError(f"{text!r} is not a regular expression: {error}") from None
-
-
-def parse_multiplier(text: str) -> tuple[re.Pattern, float]:
-    """Reads one of `optimizer.learning_rate_multipliers`, "PATTERN=FACTOR", cut at its last "=".
+    Args:
+        text: of the span.
+        **sizes: of `to_steps`.
 
     Raises:
-        UserError: the pattern is no regular expression, or the factor no number above 0.
+        UserError: as `to_steps`; there aren't two durations; or the second isn't longer than the first.
     """
-    pattern, equals, factor = text.rpartition("=")
-    try:
-        value = float(factor)
-    except ValueError:
-        value = 0.0
-    if not (equals and pattern and 0 < value < math.inf):
-        raise UserError(f'{text!r} is not a pattern and a factor above 0, such as "^head=10"')
-    return parse_pattern(pattern), value
+    parts = text.split(":")
+    steps = [to_steps(part, **sizes) for part in parts]
+    if len(steps) != 2 or steps[0] >= steps[1]:
+        raise UserError(f'{text!r} is not a span: write the beginning and a later end, such as "100st:110st"')
+    return steps[0], steps[1]
 
 
 # ------------------------------------------------------------------------------------------------- fields

@@ -1,6 +1,7 @@
 """What a config may hold, checked before anything is read or compiled, all problems at once."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,8 @@ from cnn_research.config import (
     flatten,
     get_field,
     model_fields,
-    parse_multiplier,
-    parse_pattern,
     set_field,
+    to_span,
     to_steps,
 )
 from cnn_research.data import augment, mix
@@ -106,10 +106,16 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     require(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
     _check_recipe(config, require, attempt)
 
-    if config.batch_size >= 1 and config.batch_size % num_devices:
-        below = config.batch_size // num_devices * num_devices
-        nearest = " or ".join(str(b) for b in (below, below + num_devices) if b > 0)
-        require(False, "batch_size", f"cannot be split over {num_devices} devices evenly; {nearest} can")
+    require(config.accumulation >= 1, "accumulation", "must be at least 1")
+    shares = num_devices * max(1, config.accumulation)
+    if config.batch_size >= 1 and config.batch_size % shares:
+        below = config.batch_size // shares * shares
+        nearest = " or ".join(str(b) for b in (below, below + shares) if b > 0)
+        parts = f" and {config.accumulation} parts of accumulation" if config.accumulation > 1 else ""
+        require(False, "batch_size", f"cannot be split over {num_devices} devices{parts} evenly; {nearest} can")
+    require(0 <= config.ema_decay < 1, "ema_decay", "must be at least 0 and below 1")
+    require(0 < config.rollback_factor < 1, "rollback_factor", "must be above 0 and below 1")
+    require(config.max_rollbacks >= 1, "max_rollbacks", "must be at least 1")
 
     # With any sizes one sees whether a duration can be read; what it comes to is known when the data is open.
     size = {"batch_size": 1, "num_examples": 1000}
@@ -118,6 +124,9 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     for field in ("checkpoint.every", "log_every", "eval_every"):
         steps = attempt(field, to_steps, get_field(config, field), **size, total_steps=1000)
         require(steps != 0, field, "must be longer than nothing")
+    attempt("early_stopping", to_steps, config.early_stopping, **size, total_steps=1000)
+    if config.profile:
+        attempt("profile", to_span, config.profile, **size, total_steps=1000)
     warmup = attempt("schedule.warmup", to_steps, config.schedule.warmup, **size, total_steps=1000)
     if config.schedule.name == "one_cycle":
         require(warmup != 0, "schedule.warmup", 'the one-cycle schedule needs a rise, such as "30%"')
@@ -139,7 +148,7 @@ def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None],
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
         require(0 <= get_field(config, field) < 1, field, "must be at least 0 and below 1")
     for pattern in optimizer.freeze:
-        attempt("optimizer.freeze", parse_pattern, pattern)
+        attempt("optimizer.freeze", _parse_pattern, pattern)
     for text in optimizer.learning_rate_multipliers:
         attempt("optimizer.learning_rate_multipliers", parse_multiplier, text)
     require(optimizer.lookahead_steps >= 0, "optimizer.lookahead_steps", "must be at least 0 (0 = no lookahead)")
@@ -162,6 +171,34 @@ def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None],
     require(enough, "loss.class_weights", "needs one value of at least 0, or one a class, and not only zeros")
     if loss.name == "hinge":
         require(loss.label_smoothing <= 0, "loss.label_smoothing", "the hinge loss has no probabilities to smooth")
+
+
+def parse_multiplier(text: str) -> tuple[re.Pattern, float]:
+    """Reads one of `optimizer.learning_rate_multipliers`, "PATTERN=FACTOR", cut at its last "=".
+
+    Raises:
+        UserError: the pattern is no regular expression, or the factor no number above 0.
+    """
+    pattern, equals, factor = text.rpartition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = 0.0
+    if not (equals and pattern and 0 < value < math.inf):
+        raise UserError(f'{text!r} is not a pattern and a factor above 0, such as "^output=10"')
+    return _parse_pattern(pattern), value
+
+
+def _parse_pattern(text: str) -> re.Pattern:
+    """Compiles a regular expression of `optimizer.freeze`.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"{text!r} is not a regular expression: {error}") from None
 
 
 def _type_problem(value: Any, default: Any) -> str:

@@ -15,7 +15,7 @@ from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.models import layers, registry, resnet
-from cnn_research.training import losses, metrics, optimizers, schedules
+from cnn_research.training import losses, metrics, optimizers, parallel, schedules
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.setup import Experiment, open_feeds
 
@@ -110,6 +110,12 @@ def use_best_metric(value, digits, tmp_path):
         assert checkpoints.is_best(dict.fromkeys(metrics.NAMES, 0.5))
 
 
+def use_matmul_precision(value, digits, tmp_path):
+    parallel.set_matmul_precision(value)
+    np.testing.assert_allclose(jax.jit(lambda x: x @ x)(np.eye(3)), np.eye(3))
+    parallel.set_matmul_precision("default")
+
+
 READERS = {
     "dataset.feed": use_feed,
     "dataset.train_crop": use_streaming("crop"),
@@ -125,6 +131,9 @@ READERS = {
     "schedule.name": use_schedule,
     "loss.name": use_loss,
     "precision": use_precision,
+    "matmul_precision": use_matmul_precision,
+    # What a run does then is looked at in tests/end_to_end/test_survival.py.
+    "on_divergence": lambda *args: None,
     "batch_norm": lambda *args: use_experiment(*args, "batch_norm"),
     "checkpoint.best_metric": use_best_metric,
 }

@@ -58,15 +58,21 @@ class Folder:
         indices = [checked(index, len(self)) for index in indices]
         return [(self._image(index), int(self.labels[index])) for index in indices]
 
-    def _image(self, index: int) -> Image.Image:
-        """Reads and decodes one image. Raises BrokenImage, which names its path."""
+    def read_bytes(self, indices: Sequence[int]) -> list[bytes]:
+        """Returns the files as they are. Raises BrokenImage for one that can't be read."""
+        return [self._bytes(checked(index, len(self))) for index in indices]
+
+    def _bytes(self, index: int) -> bytes:
         path = self.where(index)
         try:
             with open(path, "rb") as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise decode.BrokenImage(path, error.strerror or str(error)) from None
-        return decode.open_image(data, self.image_shape[2], path)
+
+    def _image(self, index: int) -> Image.Image:
+        """Reads and decodes one image. Raises BrokenImage, which names its path."""
+        return decode.open_image(self._bytes(index), self.image_shape[2], self.where(index))
 
     def where(self, index: int) -> str:
         """The path of an image."""

@@ -61,6 +61,7 @@ class Source(Protocol):
     # Sources whose images are files also have
     #
     #     read_images(indices) -> list[tuple[PIL.Image.Image, int]]: the same, before the pixels become an array;
+    #     read_bytes(indices) -> list[bytes]: the files, for measurements;
     #     where(index) -> str: the path of an image, or another name for it;
     #     identity() -> Any: JSON that changes whenever the pixels or labels do, so that they can be cached.
 
@@ -76,6 +77,11 @@ def read_images(source: Source, indices: Sequence[int]) -> list[tuple[Image.Imag
     if hasattr(source, "read_images"):
         return source.read_images(indices)
     return [(decode.from_array(example["image"]), example["label"]) for example in source.__getitems__(indices)]
+
+
+def read_bytes(source: Source, indices: Sequence[int]) -> list[bytes]:
+    """Returns the encoded images; [] of a source that has none, as those that are made by computing."""
+    return source.read_bytes(indices) if hasattr(source, "read_bytes") else []
 
 
 def where(source: Source, index: int) -> str:
@@ -216,6 +222,9 @@ class Range:
 
     def read_images(self, indices: Sequence[int]) -> list[tuple[Image.Image, int]]:
         return read_images(self.source, [self.start + checked(index, len(self)) for index in indices])
+
+    def read_bytes(self, indices: Sequence[int]) -> list[bytes]:
+        return read_bytes(self.source, [self.start + checked(index, len(self)) for index in indices])
 
     def where(self, index: int) -> str:
         return where(self.source, self.start + index)

@@ -40,6 +40,7 @@ class StreamingFeed:
       ahead: how many steps the host may run ahead of the devices: each holds a batch of images in their memory.
       prefetch: how many batches to copy to the devices before they are needed.
       skipped: the paths of the images that could not be read so far.
+      workers: how many decode at once.
     """
 
     ahead = 4
@@ -78,7 +79,7 @@ class StreamingFeed:
         """
         if crop != "none" and not image_size:
             raise UserError(f"dataset.train_crop={crop!r} needs a dataset.image_size to resize the crops to.")
-        self._workers = sources.count_cores() if workers < 0 else workers
+        self.workers = sources.count_cores() if workers < 0 else workers
         self._worker_kind = worker_kind
         shape = sources.shape_of(source, image_size, on_error)
         self._reader = _Reader(source, shape, seed, image_size, how, interpolation, crop, on_error)
@@ -152,7 +153,7 @@ class StreamingFeed:
         per_batch = chunks.per_batch
         stop = sys.maxsize // per_batch if stop is None else stop
         dataset = grain.MapDataset.range(first * per_batch, stop * per_batch).map(chunks)
-        workers = self._workers
+        workers = self.workers
         ahead = 2 * per_batch  # chunks that are kept ready beside those under way
         if workers and kind == "processes":
             if not flags.FLAGS.is_parsed():

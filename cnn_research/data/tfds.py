@@ -54,6 +54,10 @@ class Tfds:
             return []
         return [self._decode(*pair) for pair in zip(self.records.__getitems__(indices), indices, strict=True)]
 
+    def read_bytes(self, indices: Sequence[int]) -> list[bytes]:
+        """Returns the encoded images as they are."""
+        return [_unpack(record)[0] for record in self.records.__getitems__(list(indices))]
+
     def where(self, index: int) -> str:
         return f"{index} of {self.name!r} {self.split}"
 
@@ -69,10 +73,14 @@ class Tfds:
         return {"folder": os.fspath(self.folder), "split": self.split, "files": files}
 
     def _decode(self, record: bytes, index: int) -> tuple[Image.Image, int]:
-        features = _tf_example().FromString(record).features.feature
-        data = features["image"].bytes_list.value[0]
-        label = features["label"].int64_list.value[0]
+        data, label = _unpack(record)
         return decode.open_image(data, self.image_shape[2], self.where(index)), label
+
+
+def _unpack(record: bytes) -> tuple[bytes, int]:
+    """Returns the encoded image of a record, and its label."""
+    features = _tf_example().FromString(record).features.feature
+    return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
 
 
 @functools.cache

@@ -116,8 +116,8 @@ def create_model(
     Args:
         name: one of list_models().
         num_classes: K >= 1.
-        dtype: compute type, float32 or bfloat16, as a type or its name. Parameters and logits are float32 in either
-            case.
+        dtype: compute type, float32, bfloat16 or float16, as a type or its name. Parameters and logits are float32 in
+            any case.
         axis_name: the pmap axis over which normalisation layers average their batch statistics; None for each device
             its own.
         **overrides: fields of the network: see model_fields(name). Also `conv` and `norm`, modules to use in place of
@@ -140,8 +140,8 @@ def create_model(
     if num_classes < 1:
         raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
     dtype_name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-    if dtype_name not in ("float32", "bfloat16"):  # float16 would need loss scaling, which nothing here does
-        raise ValueError(f"{name}: dtype must be float32 or bfloat16, got {dtype_name}")
+    if dtype_name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"{name}: dtype must be float32, bfloat16 or float16, got {dtype_name}")
     fields = {**fixed, **overrides}
     if axis_name is not None and "norm" in defaults:
         fields["norm"] = functools.partial(fields.get("norm", defaults["norm"]), axis_name=axis_name)

@@ -2,8 +2,8 @@
 
 A checkpoint holds numpy trees, so it restores on any number of devices and on any platform:
 
-    network   {"params", "batch_stats"}: all that evaluation and inference need
-    training  {"step", "opt_state"}: what continuing needs besides
+    network   {"params", "batch_stats"}: all that evaluation and inference need; with ema.decay the moving averages
+    training  step, optimizer state and so on: what continuing needs besides (`TrainState.training`)
     about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far
 
 The newest ones and the best one are kept. Writing happens in the background; a kill at any instant leaves the finished
@@ -103,11 +103,15 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                network=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                network=ocp.args.StandardSave(state.network),
+                training=ocp.args.StandardSave(state.training),
                 about=ocp.args.JsonSave(about | {"best": self._best}),
             ),
         )
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
 
     def about(self, step: int) -> dict[str, Any]:
         """Reads what a checkpoint says of itself, without its arrays."""
@@ -127,12 +131,12 @@ class Checkpoints:
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                network=ocp.args.StandardRestore({"params": like.params, "batch_stats": like.batch_stats}),
-                training=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state}),
+                network=ocp.args.StandardRestore(like.network),
+                training=ocp.args.StandardRestore(like.training),
                 about=ocp.args.JsonRestore(),
             ),
         )
-        return TrainState(**items["network"], **items["training"]), items["about"]
+        return TrainState.from_parts(items["network"], items["training"]), items["about"]
 
     def restore_network(self, step: int) -> Any:
         """Reads {"params", "batch_stats"} alone, as numpy leaves; neither optimizer nor dataset need be known."""

@@ -16,8 +16,8 @@ from cnn_research.training import workdir as files
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.preemption import Preemption
 from cnn_research.training.setup import Experiment, Feed, open_feeds
-from cnn_research.training.state import count_parameters, digest
-from cnn_research.training.writers import Progress, Writer
+from cnn_research.training.state import TrainState, count_parameters, digest
+from cnn_research.training.writers import Profiler, Progress, Writer
 from cnn_research.validation import validate
 
 
@@ -38,118 +38,168 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """
     workdir = epath.Path(workdir).expanduser()
     parallel.initialise(config.compilation_cache)
+    parallel.set_matmul_precision(config.matmul_precision)
     validate(config, parallel.device_count())
     files.check_same_run(workdir, config)
 
     # Data and network come before the workdir is touched: what can't be trained leaves no trace.
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
     feeds = open_feeds(config, (eval_split, test_split), train_split)
-    feed = feeds[train_split]
-    experiment = Experiment(config, feed)
-    state, about, total_steps = experiment.initial_state(), experiment.about(), experiment.total_steps
-    parameters = count_parameters(state.params)
+    experiment = Experiment(config, feeds[train_split])
+    initial = experiment.initial_state()
     for split in (eval_split, test_split):
-        experiment.check_evaluation(state.variables, feeds[split], experiment.input_shape)
+        experiment.check_evaluation(initial.network, feeds[split], experiment.input_shape)
+    steps = experiment.train_step(), experiment.eval_step()
 
     with (
         files.claim(workdir),
         Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        first_step = checkpoints.latest_step or 0
-        if first_step > total_steps:
-            raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
-        if first_step:
-            state, about = checkpoints.restore(first_step, like=state)
-            if about["config"]["duration"] != config.duration:
-                logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
-            about["config"] = config.to_dict()
-        files.describe(workdir, config)
-        logging.info(
-            f"{config.model.name}: {parameters:,} parameters. {config.dataset.name}: {feed.num_examples:,} images. "
-            f"{parallel.device_count()} device(s): {jax.devices()[0].device_kind}. "
-            f"Steps {first_step} to {total_steps} in {workdir}"
-        )
-
-        state = parallel.replicate(state)
-        arrays = {split: parallel.replicate(feeds[split].arrays) for split in feeds}
-        key = parallel.replicate(jax.random.key(config.seed))  # never changes: a step folds its own number into it
-        p_train_step, p_eval_step = experiment.train_step(), experiment.eval_step()
-        step, pending, evaluation = first_step, [], None
-        with (
-            Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
-            Progress(first_step, total_steps, config.batch_size, about) as progress,
-            closing(
-                feed.train_batches(first_step, config.batch_size, parallel.share(config.batch_size))
-            ) as host_batches,
-        ):
-            batches = parallel.prefetch(host_batches, feed.prefetch)
-
-            def evaluate_on(split: str) -> dict[str, float]:
-                values = evaluate_feed(
-                    p_eval_step, state.variables, arrays[split], feeds[split], config.eval_batch_size
-                )
-                _require_finite([values["loss"]], step, f"loss on {split!r}", checkpoints)
-                writer.write(step, split, values)
-                progress.evaluated(step, split, values)
-                return values
-
-            while step < total_steps:
-                state, sums = p_train_step(state, arrays[train_split], next(batches), key)
-                step += 1
-                pending.append(sums)  # left on the devices, so that the host can run ahead of them
-                parallel.limit_ahead(pending, feed.ahead)
-
-                ending = step == total_steps
-                leaving = preemption.requested and not ending
-                evaluating = ending or step % experiment.eval_every == 0
-                saving = ending or leaving or step % experiment.save_every == 0
-                if not (evaluating or saving or step % experiment.log_every == 0):
-                    continue
-
-                sums = parallel.to_host(pending)  # waits until the devices have caught up
-                values = metrics.means(sums) | {"learning_rate": float(sums[-1]["learning_rate"])}
-                values["examples_per_second"] = progress.trained(step, values["loss"])
-                _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
-                writer.write(step, train_split, values)
-                pending = []
-                evaluation = evaluate_on(eval_split) if evaluating else None
-                if saving or (evaluating and checkpoints.is_best(evaluation)):
-                    host_state = parallel.to_host(state)
-                    # The loss would show it a step too late: it was computed before the update.
-                    _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
-                    checkpoints.save(host_state, about | progress.totals(), evaluation)
-                progress.resume()
-                if leaving:
-                    raise Preempted(f"preempted at step {step}")
-
-            if evaluation is None:  # there was nothing left to train
-                evaluation = evaluate_on(eval_split)
-            # None where a run was preempted before its first evaluation and its duration then cut to that step.
-            best = checkpoints.best or {"step": step, **evaluation}
-            # What is reported are the weights at the end; the best ones were chosen by looking at eval_split.
-            test = evaluation if test_split == eval_split else evaluate_on(test_split)
-            variables = parallel.to_host(state.variables)
-            results = {
-                "model": config.model.name,
-                "dataset": config.dataset.name,
-                "parameters": parameters,
-                "steps": total_steps,
-                "epochs": round(total_steps * config.batch_size / feed.num_examples, 4),
-                "train_seconds": progress.totals()["seconds"],
-                "examples_per_second": progress.totals()["examples_per_second"],
-                "test": test,
-                "skipped": _skipped(feeds.values()),
-                "best": {name: best[name] for name in ("step", "accuracy")},
-                "devices": parallel.device_count(),
-                "platform": jax.default_backend(),
-                "versions": files.versions(),
-                "seed": config.seed,
-                "digest": digest(variables),
-            }
+        rollbacks = 0
+        while True:
+            try:
+                results = _run(config, workdir, experiment, feeds, initial, steps, checkpoints, preemption, rollbacks)
+                break
+            except Diverged as error:
+                checkpoints.wait()
+                if config.on_divergence != "rollback" or not checkpoints.latest_step:
+                    raise
+                rollbacks = 1 + max(rollbacks, checkpoints.about(checkpoints.latest_step)["rollbacks"])
+                if rollbacks > config.max_rollbacks:
+                    raise Diverged(f"{error} It was tried {config.max_rollbacks} times.") from None
+                logging.warning(f"{error} Rollback {rollbacks}: going on from there at a rate lower than before.")
     if parallel.is_main():  # and only now: a run that has results has its last checkpoint on the disk
         files.write_json(workdir / "results.json", results)
     return results
+
+
+def _run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    experiment: Experiment,
+    feeds: Mapping[str, Feed],
+    state: TrainState,
+    steps: tuple[Callable, Callable],
+    checkpoints: Checkpoints,
+    preemption: Preemption,
+    rollbacks: int,
+) -> dict[str, Any]:
+    """Goes from the newest checkpoint, or from the initial state, to the end. Returns the results.
+
+    Args:
+        config, workdir, experiment, feeds, checkpoints, preemption: of the run; feeds by split.
+        state: the initial one.
+        steps: the compiled train_step and eval_step.
+        rollbacks: how many the checkpoint should know of; for each that it doesn't, the learning rate is lowered.
+    """
+    train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
+    feed, total_steps, parameters = feeds[train_split], experiment.total_steps, count_parameters(state.params)
+    p_train_step, p_eval_step = steps
+    about, first_step = experiment.about(), checkpoints.latest_step or 0
+    if first_step > total_steps:
+        raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
+    if first_step:
+        state, about = checkpoints.restore(first_step, like=state)
+        if about["config"]["duration"] != config.duration:
+            logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
+        about["stopped_early"] &= about["config"]["early_stopping"] == config.early_stopping
+        about["config"] = config.to_dict()
+    if rollbacks > about["rollbacks"]:
+        factor = config.rollback_factor ** (rollbacks - about["rollbacks"])
+        state = state.replace(learning_rate_scale=np.float32(state.learning_rate_scale * factor))
+        about["rollbacks"] = rollbacks
+    files.describe(workdir, config)
+    logging.info(
+        f"{config.model.name}: {parameters:,} parameters, {config.precision} (matmul precision "
+        f"{config.matmul_precision}). {config.dataset.name}: {feed.num_examples:,} images. "
+        f"{parallel.device_count()} device(s): {jax.devices()[0].device_kind}. "
+        f"Steps {first_step} to {total_steps} in {workdir}"
+    )
+
+    state = parallel.replicate(state)
+    arrays = {split: parallel.replicate(feeds[split].arrays) for split in feeds}
+    key = parallel.replicate(jax.random.key(config.seed))  # never changes: a step folds its own number into it
+    step, pending, evaluation = first_step, [], None
+    with (
+        Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
+        Progress(first_step, total_steps, config.batch_size, about) as progress,
+        Profiler(workdir, experiment.profile) as profiler,
+        closing(feed.train_batches(first_step, config.batch_size, parallel.share(config.batch_size))) as host_batches,
+    ):
+        batches = parallel.prefetch(host_batches, feed.prefetch)
+
+        def evaluate_on(split: str) -> dict[str, float]:
+            values = evaluate_feed(p_eval_step, state.network, arrays[split], feeds[split], config.eval_batch_size)
+            _require_finite([values["loss"]], step, f"loss on {split!r}", checkpoints)
+            writer.write(step, split, values)
+            progress.evaluated(step, split, values)
+            return values
+
+        while step < total_steps and not about["stopped_early"]:
+            profiler.before(step, pending)
+            state, sums = p_train_step(state, arrays[train_split], next(batches), key)
+            step += 1
+            pending.append(sums)  # left on the devices, so that the host can run ahead of them
+            parallel.limit_ahead(pending, feed.ahead)
+
+            ending = step == total_steps
+            leaving = preemption.requested and not ending
+            evaluating = ending or step % experiment.eval_every == 0
+            saving = ending or leaving or step % experiment.save_every == 0
+            if not (evaluating or saving or step % experiment.log_every == 0):
+                continue
+
+            sums = parallel.to_host(pending)  # waits until the devices have caught up
+            values = metrics.means(sums) | metrics.latest(sums[-1])
+            values |= progress.trained(step, values["loss"])
+            _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
+            writer.write(step, train_split, values)
+            pending = []
+            evaluation = evaluate_on(eval_split) if evaluating else None
+            improved = evaluating and checkpoints.is_best(evaluation)
+            if evaluating and not improved and experiment.early_stopping:
+                about["stopped_early"] = step - checkpoints.best["step"] >= experiment.early_stopping
+            if saving or improved or about["stopped_early"]:
+                host_state = parallel.to_host(state)
+                # The loss would show it a step too late: it was computed before the update.
+                _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
+                about["skipped"] = sorted({*about["skipped"], *feed.skipped})
+                checkpoints.save(host_state, about | progress.totals(), evaluation)
+            progress.resume()
+            if leaving:
+                raise Preempted(f"preempted at step {step}")
+
+        if about["stopped_early"]:
+            logging.info(f"stopped at step {step}: no improvement since step {checkpoints.best['step']}")
+        if evaluation is None:  # there was nothing left to train
+            evaluation = evaluate_on(eval_split)
+        # None where a run was preempted before its first evaluation and its duration then cut to that step.
+        best = checkpoints.best or {"step": step, **evaluation}
+        # What is reported are the weights at the end; the best ones were chosen by looking at eval_split.
+        test = evaluation if test_split == eval_split else evaluate_on(test_split)
+        totals = progress.totals()
+        return {
+            "model": config.model.name,
+            "dataset": config.dataset.name,
+            "parameters": parameters,
+            "steps": step,
+            "epochs": round(step * config.batch_size / feed.num_examples, 4),
+            "train_seconds": totals["seconds"],
+            "device_seconds": totals["device_seconds"],
+            "examples_per_second": totals["examples_per_second"],
+            "peak_memory_bytes": parallel.peak_memory(),
+            "test": test,
+            "skipped": _skipped(feeds.values(), about["skipped"]),
+            "best": {name: best[name] for name in ("step", "accuracy")},
+            "rollbacks": about["rollbacks"],
+            "stopped_early": about["stopped_early"],
+            "devices": parallel.device_count(),
+            "platform": jax.default_backend(),
+            "versions": files.versions(),
+            "seed": config.seed,
+            "digest": digest(parallel.to_host(state.network)),
+        }
 
 
 def evaluate(
@@ -180,6 +230,7 @@ def evaluate(
     workdir = epath.Path(workdir).expanduser()
     config = files.load_config(workdir)
     parallel.initialise(config.compilation_cache)
+    parallel.set_matmul_precision(config.matmul_precision)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
     own = config.evaluation.to_dict()
@@ -236,9 +287,9 @@ def evaluate_feed(p_eval_step: Callable, variables: Any, arrays: Any, feed: Feed
     return values
 
 
-def _skipped(feeds: Iterable[Feed]) -> dict[str, Any]:
-    """The images that could not be read: how many, and the paths of the first of them."""
-    paths = sorted({path for feed in feeds for path in feed.skipped})
+def _skipped(feeds: Iterable[Feed], before: Sequence[str]) -> dict[str, Any]:
+    """The images that could not be read, also before a restart: how many, and the paths of the first of them."""
+    paths = sorted({*before, *(path for feed in feeds for path in feed.skipped)})
     return {"images": len(paths), "paths": paths[:100]}
 
 

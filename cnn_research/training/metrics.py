@@ -47,3 +47,9 @@ def means(sums: Iterable[dict[str, Any]]) -> dict[str, float]:
     count = sum(int(s["count"]) for s in sums)
     means = {name: float(np.sum([np.float64(s[name]) for s in sums]) / count) for name in NAMES}
     return means | {"num_examples": count}
+
+
+def latest(sums: dict[str, Any]) -> dict[str, float]:
+    """Returns what a step tells besides sums, such as the learning rate, as far as it is finite."""
+    numbers = {name: float(value) for name, value in sums.items() if name not in (*NAMES, "count")}
+    return {name: value for name, value in numbers.items() if np.isfinite(value)}

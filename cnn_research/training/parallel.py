@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -124,3 +126,16 @@ def device_memory() -> int:
 def round_up(batch_size: int) -> int:
     """Returns the next batch size that the devices can share evenly."""
     return -(-batch_size // device_count()) * device_count()
+
+
+def peak_memory() -> int:
+    """Returns the most memory that one device has held so far, in bytes; for CPU devices, that this process has."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def set_matmul_precision(name: str) -> None:
+    """Sets with how many bits devices multiply float32 from now on: default | high | highest."""
+    jax.config.update("jax_default_matmul_precision", None if name == "default" else name)

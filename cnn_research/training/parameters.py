@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cnn_research.config import parse_multiplier
 from cnn_research.errors import UserError
+from cnn_research.validation import parse_multiplier
 
 
 def kernels(params: Any) -> Any:
@@ -20,17 +20,14 @@ def kernels(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 
+def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of `config.optimizer.freeze` is found in the path of a parameter or a batch statistic."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
 def frozen(tree: Any, patterns: tuple[str, ...]) -> Any:
-    """Marks what a pattern is found in the path of.
-
-    Args:
-        tree: parameters, or batch statistics.
-        patterns: `config.optimizer.freeze`.
-
-    Returns:
-        A tree of bool.
-    """
-    return _map_paths(lambda path: any(re.search(pattern, path) for pattern in patterns), tree)
+    """Marks what is frozen: parameters or batch statistics -> a tree of bool."""
+    return _map_paths(lambda path: is_frozen(path, patterns), tree)
 
 
 def multipliers(tree: Any, texts: tuple[str, ...]) -> Any:

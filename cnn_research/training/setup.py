@@ -23,7 +23,7 @@ from cnn_research.errors import UserError
 from cnn_research.models import registry
 from cnn_research.training import losses, optimizers, parallel, schedules
 from cnn_research.training.state import TrainState, create_state
-from cnn_research.training.step import eval_step, train_step
+from cnn_research.training.step import eval_step, network_input, train_step
 
 Feed = ResidentFeed | StreamingFeed  # they have one contract
 
@@ -46,7 +46,7 @@ def open_feeds(config: ConfigDict, eval_splits: tuple[str, ...], train_split: st
     kind = config.dataset.feed
     if kind == "auto":
         kind = _choose_feed(config, sources, sizes, training=train_split is not None)
-    feeds = {split: _open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
+    feeds = {split: open_feed(config, kind, sources[split], size) for split, size in sizes.items()}
     first, *others = feeds.items()
     for split, feed in others:
         for what, of in {"classes": lambda f: f.classes, "channels": lambda f: f.image_shape[-1]}.items():
@@ -72,7 +72,12 @@ def _choose_feed(config: ConfigDict, sources: dict[str, Source], sizes: dict[str
     return "resident" if fits else "streaming"
 
 
-def _open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+def open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) -> Feed:
+    """Opens a "resident" or "streaming" feed of a source, with the config's settings.
+
+    Raises:
+        UserError: the images can't be read, or config.dataset doesn't fit them.
+    """
     dataset = config.dataset
     common = {
         "seed": config.seed,
@@ -102,7 +107,10 @@ class Experiment:
     """What a config stands for, once its data is open: the network, its steps and its initial state.
 
     Attributes:
+        model: the network.
         total_steps, log_every, eval_every, save_every: in steps.
+        early_stopping: likewise; 0 = never.
+        profile: the steps before which profiling begins and ends; None = never.
     """
 
     def __init__(self, config: ConfigDict, feed: Feed):
@@ -121,20 +129,25 @@ class Experiment:
         self.log_every = self._steps(config.log_every)
         self.eval_every = self._steps(config.eval_every)
         self.save_every = self._steps(config.checkpoint.every)
+        self.early_stopping = self._steps(config.early_stopping)
+        self.profile = None
+        if config.profile:
+            sizes = {"batch_size": config.batch_size, "num_examples": feed.num_examples}
+            self.profile = configs.to_span(config.profile, **sizes, total_steps=self.total_steps)
         self._loss = losses.create_loss(config.loss, len(feed.classes))
-        self._common = {
+        self._input = {
             "gather": feed.gather,
             "mean": config.dataset.mean,
             "std": config.dataset.std,
-            "model": registry.create_model(
-                config.model.name,
-                len(feed.classes),
-                dtype=config.precision,
-                axis_name=parallel.AXIS if config.batch_norm == "global" else None,
-                **configs.model_fields(config),
-            ),
             "axis_name": parallel.AXIS,
         }
+        self.model = registry.create_model(
+            config.model.name,
+            len(feed.classes),
+            dtype=config.precision,
+            axis_name=parallel.AXIS if config.batch_norm == "global" else None,
+            **configs.model_fields(config),
+        )
 
     # Only when training asks for it: an evaluation's feed may be so small that the warm-up is longer than its epochs.
     @functools.cached_property
@@ -193,7 +206,14 @@ class Experiment:
                 for the network; that message names the layer and its arithmetic.
         """
         try:
-            return create_state(self._common["model"], self._optimizer, self._config.seed, self.input_shape)
+            return create_state(
+                self.model,
+                self._optimizer,
+                self._config.seed,
+                self.input_shape,
+                averaging=self._config.ema_decay > 0,
+                loss_scaling=self._config.precision == "float16",
+            )
         except ValueError as error:
             raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
 
@@ -218,7 +238,7 @@ class Experiment:
             return
         (seen, trained), sizes = ((f"{h}x{w}" for h, w, _ in (shape, trained_on)), set(trained_on[:2]))
         try:
-            predict = functools.partial(self._common["model"].apply, train=False)
+            predict = functools.partial(self.model.apply, train=False)
             jax.eval_shape(predict, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         except ScopeParamShapeError:
             hint = f"; config.evaluation.crop_size={sizes.pop()} does" if len(sizes) == 1 else ""
@@ -236,25 +256,41 @@ class Experiment:
             views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
         )
 
+    def make_input(self, arrays: Any, batch: Any, key: jax.Array) -> Any:
+        """One device's share of a training batch -> images, targets and labels: see `step.network_input`."""
+        return network_input(
+            arrays,
+            batch,
+            key,
+            **self._input,
+            augmentation=self._augmentation,
+            num_examples=self._feed.num_examples,
+            mixing=mix.parse(self._config.mix),
+            num_classes=self.model.num_classes,
+        )
+
     def train_step(self) -> Callable:
         """Returns the compiled train_step: (state, arrays, batch, key) -> (state, metric sums). Donates the state."""
         step = functools.partial(
             train_step,
-            **self._common,
-            augmentation=self._augmentation,
-            num_examples=self._feed.num_examples,
-            mixing=mix.parse(self._config.mix),
+            make_input=self.make_input,
+            model=self.model,
             loss=self._loss,
             auxiliary_weight=self._config.loss.auxiliary_weight,
             optimizer=self._optimizer,
             schedule=self._schedule,
+            axis_name=parallel.AXIS,
+            accumulation=self._config.accumulation,
+            unroll=jax.default_backend() == "cpu",
+            ema_decay=self._config.ema_decay,
         )
         return parallel.pmap_step(step, donate_state=True)
 
     def eval_step(self) -> Callable:
         """Returns the compiled eval_step: (variables, arrays, batch) -> metric sums."""
         return parallel.pmap_step(
-            functools.partial(eval_step, **self._common, make_views=self._make_views), donate_state=False
+            functools.partial(eval_step, **self._input, model=self.model, make_views=self._make_views),
+            donate_state=False,
         )
 
     def about(self) -> dict[str, Any]:
@@ -269,7 +305,11 @@ class Experiment:
                 "std": list(self._config.dataset.std),
             },
             "seconds": 0.0,  # of training so far
+            "device_seconds": 0.0,
             "examples_per_second": None,  # known once some steps have been timed
+            "rollbacks": 0,  # how often the learning rate was lowered after a divergence
+            "stopped_early": False,
+            "skipped": [],  # paths of training images that could not be read
         }
 
 
@@ -282,12 +322,12 @@ def draw_contact_sheet(config: ConfigDict) -> Image.Image:
     dataset = config.dataset
     source = open_source(dataset.name, dataset.train_split, dataset.data_dir)
 
-    def open_feed(source: Source) -> StreamingFeed:
-        return _open_feed(config, "streaming", source, dataset.image_size)
+    def open_streaming(source: Source) -> StreamingFeed:
+        return open_feed(config, "streaming", source, dataset.image_size)
 
     try:
         return contact_sheet.draw(
-            source, open_feed, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
+            source, open_streaming, augment.parse(config.augment), mix.parse(config.mix), seed=config.seed
         )
     except ValueError as error:
         raise UserError(f"config.augment={config.augment!r}: {error}") from None

@@ -13,6 +13,8 @@ from flax.traverse_util import flatten_dict
 
 from cnn_research.models import registry
 
+LARGEST_LOSS_SCALE = 2.0**15  # a power of two, which loses no digit; float16 reaches to 65,504
+
 
 class TrainState(struct.PyTreeNode):
     """One device's copy of the state; all copies are equal.
@@ -24,15 +26,48 @@ class TrainState(struct.PyTreeNode):
     params: Any  # float32 tree
     batch_stats: Any  # float32 tree, {} for networks without batch normalisation
     opt_state: Any
+    learning_rate_scale: Any = np.float32(
+        1
+    )  # float32[]: what the schedule's rate is multiplied by, lowered on a plateau or a rollback
+    averaged: Any = struct.field(
+        default_factory=dict
+    )  # moving averages {"params", "batch_stats"}; {} without ema.decay
+    loss_scale: Any = struct.field(
+        default_factory=dict
+    )  # float16: {"scale": float32[], "good_steps": int32[]}; else {}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is applied with: {"params", "batch_stats"}."""
+        """What is being trained: {"params", "batch_stats"}."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What evaluation and inference use, {"params", "batch_stats"}: the moving averages, if there are any."""
+        return self.averaged or self.variables
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Everything beside `network` that going on with training needs."""
+        rest = {name: getattr(self, name) for name in ("step", "opt_state", "learning_rate_scale", "loss_scale")}
+        return rest | ({"variables": self.variables} if self.averaged else {})
+
+    @classmethod
+    def from_parts(cls, network: dict[str, Any], training: dict[str, Any]) -> "TrainState":
+        """Puts `network` and `training` together again."""
+        training = dict(training)
+        variables = training.pop("variables", None)
+        return cls(**(variables or network), **training, averaged=network if variables else {})
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    *,
+    averaging: bool = False,
+    loss_scaling: bool = False,
 ) -> TrainState:
     """Initialises a network and its optimizer.
 
@@ -41,16 +76,21 @@ def create_state(
         optimizer: its optimizer.
         seed: of the initial parameters.
         image_shape: (H, W, C) of the images it will see.
+        averaging: keep moving averages of parameters and batch statistics.
+        loss_scaling: multiply the loss, for gradients that float16 can hold.
 
     Raises:
         ValueError: the images are too small for the network; the message names the layer and its arithmetic.
     """
     variables = registry.init_variables(model, jax.random.key(seed), image_shape)
+    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
+        **variables,
         opt_state=jax.jit(optimizer.init)(variables["params"]),  # one program instead of one for each parameter
+        learning_rate_scale=jnp.ones((), jnp.float32),
+        averaged=variables if averaging else {},
+        loss_scale={"scale": jnp.float32(LARGEST_LOSS_SCALE), "good_steps": jnp.int32(0)} if loss_scaling else {},
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, a progress bar. The only file that knows TensorBoard."""
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar, a profile. The only file that knows TensorBoard."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import tensorboardX
 from absl import logging
 from etils import epath
@@ -107,8 +108,12 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def trained(self, step: int, loss: float) -> float:
-        """Counts the steps since the last call; their results must be there. Returns their images a second."""
+    def trained(self, step: int, loss: float) -> dict[str, float]:
+        """Counts the steps since the last call; their results must be there.
+
+        Returns:
+            {"examples_per_second": of these steps, "seconds": `totals`' own}.
+        """
         now = time.perf_counter()
         steps, seconds = step - self._step, now - self._resumed
         if not self._compiling:
@@ -118,7 +123,7 @@ class Progress:
         rate = round(steps * self._batch_size / seconds, 1)
         self._bar.set_postfix_str(f"{rate:,.0f} images/s, loss {loss:.4f}{self._left(step)}", refresh=False)
         self._bar.update(step - self._bar.n)
-        return rate
+        return {"examples_per_second": rate, "seconds": self.totals()["seconds"]}
 
     def resume(self) -> None:
         """Leaves what was done since `trained`, evaluating and saving, out of the images a second."""
@@ -128,14 +133,19 @@ class Progress:
         """Returns what the run took so far.
 
         {"seconds": wall-clock time of the loop over all restarts, compiling, evaluating and saving included;
+        "device_seconds": this times the number of devices, which may change at a restart;
         "examples_per_second": of the training steps alone since the last start, without the first interval, which
         compiles; None before a second interval has passed}.
         """
-        seconds = self._before["seconds"] + time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._start
         rate = self._before["examples_per_second"]
         if self._timed_steps:
             rate = round(self._timed_steps * self._batch_size / self._timed_seconds, 1)
-        return {"seconds": round(seconds, 3), "examples_per_second": rate}
+        return {
+            "seconds": round(self._before["seconds"] + seconds, 3),
+            "device_seconds": round(self._before["device_seconds"] + seconds * parallel.device_count(), 3),
+            "examples_per_second": rate,
+        }
 
     def _left(self, step: int) -> str:
         """The time left, where it is known and there is some."""
@@ -149,3 +159,49 @@ class Progress:
             f"step {step:{width}}/{self._total_steps}  {split}: "
             f"accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f}{self._left(step)}"
         )
+
+
+class Profiler:
+    """Records what the devices and the host do during some steps, for TensorBoard. Use as a context manager."""
+
+    def __init__(self, workdir: epath.Path, span: tuple[int, int] | None):
+        """Records nothing yet.
+
+        Args:
+            workdir: of the run; the profile goes to its folder `profile`.
+            span: the steps before which to begin and to end; None for none.
+        """
+        self._folder = str(workdir / "profile")
+        self._span = span
+        self._recording = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._recording:
+            self._stop()
+
+    def before(self, step: int, results: Any) -> None:
+        """Begins or ends the recording, if it is time.
+
+        Args:
+            step: about to be made, counted from 0.
+            results: of the steps before, which are waited for so that their work is on the right side.
+        """
+        if self._span is None:
+            return
+        first, end = self._span
+        if self._recording and step >= end:
+            jax.block_until_ready(results)
+            self._stop()
+        elif not self._recording and first <= step < end:
+            jax.block_until_ready(results)
+            jax.profiler.start_trace(self._folder)
+            self._recording = True
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._recording = False
+        self._span = None
+        logging.info("profile in %s: tensorboard (with the plugin xprof) shows it", self._folder)

@@ -2,6 +2,7 @@ import collections
 import logging
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,3 +335,11 @@ def test_identity_changes_with_the_files(tmp_path):
     second = identity()
     make(tmp_path, ["c/1.png", "c/2.png"])
     assert len({first, second, identity()}) == 3
+
+
+def test_the_bytes_of_the_files(tmp_path):
+    make(tmp_path, tree({"a": 5, "b": 5}))
+    source = sources.open_source(f"folder:{tmp_path}", "train[2:5]")
+    found = sources.read_bytes(source, [2, 0])
+    assert found == [Path(source.where(index)).read_bytes() for index in (2, 0)]
+    assert sources.read_bytes(sources.open_source("digits", "train"), [0]) == []

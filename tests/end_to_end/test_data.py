@@ -97,10 +97,14 @@ def test_broken_images(run, results, folder, tmp_path):
     (line,) = [line for line in run(folder, code=2).splitlines() if line.startswith("error: ")]
     assert any(path in line for path in broken)
     skip = "--config.dataset.on_error=skip"
-    streaming, resident = (results(run(folder, skip, f"--config.dataset.feed={f}")) for f in ("streaming", "resident"))
+    workdirs = [run(folder, skip, f"--config.dataset.feed={f}") for f in ("streaming", "resident")]
+    streaming, resident = map(results, workdirs)
     assert_same(streaming, resident)
     assert streaming["skipped"] == {"images": 4, "paths": broken}
     assert 20 <= streaming["test"]["num_examples"] <= 24
+    # One step more sees a third of the images; those that were skipped before it are not forgotten.
+    run(folder, skip, "--config.duration=41st", workdir=workdirs[0])
+    assert results(workdirs[0])["skipped"] == streaming["skipped"]
 
 
 def test_eight_devices_evaluate_each_image_once(script, results, whole):

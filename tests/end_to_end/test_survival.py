@@ -138,15 +138,17 @@ def test_eight_devices_learn_as_one_does(on_devices, script, read_rows, results,
     assert values["loss"] == pytest.approx(results(eight)["test"]["loss"], rel=1e-5)
 
 
+DIVERGES = [
+    "--config.optimizer.name=sgd", "--config.model.batch_norm=none", "--config.optimizer.learning_rate=1e6",
+    "--config.checkpoint.every=1st", "--config.log_every=1st",
+    # Dead rectifiers would stop the divergence, and the first step of the warm-up leaves something finite to save.
+    "--config.model.activation=leaky_relu", "--config.schedule.warmup=10st",
+]  # fmt: skip
+
+
 def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(script, tmp_path):
     workdir = tmp_path / "run"
-    flags = [
-        *script.tiny, f"--workdir={workdir}", "--config.optimizer.name=sgd", "--config.model.batch_norm=none",
-        "--config.optimizer.learning_rate=1e6", "--config.checkpoint.every=1st", "--config.log_every=1st",
-        # Dead rectifiers would stop the divergence, and the first step of the warm-up leaves something finite to save.
-        "--config.model.activation=leaky_relu", "--config.schedule.warmup=10st",
-    ]  # fmt: skip
-    _, err = script.run("train", *flags, code=3)
+    _, err = script.run("train", *script.tiny, f"--workdir={workdir}", *DIVERGES, code=3)
     assert "diverged" in err and "not finite at step" in err
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint) as checkpoints:
         step = checkpoints.latest_step
@@ -161,3 +163,65 @@ def test_divergence_at_once(script, tmp_path):
     flags = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e6", "--config.model.batch_norm=none"]
     _, err = script.run("train", *script.tiny, f"--workdir={workdir}", *flags, code=3)
     assert "diverged" in err and "there is no checkpoint yet" in err and "Traceback" not in err
+
+
+def test_rollback_goes_on_at_a_lower_rate(script, results, read_rows, tmp_path):
+    # The rate rises until training blows up, soon after step 40.
+    flags = [
+        *script.tiny, *DIVERGES, f"--workdir={tmp_path}", "--config.on_divergence=rollback",
+        "--config.rollback_factor=0.001", "--config.optimizer.learning_rate=100", "--config.schedule.name=constant",
+        "--config.schedule.warmup=100%", "--config.checkpoint.every=20st",
+    ]  # fmt: skip
+    _, err = script.run("train", *flags)
+    assert err.count("Rollback") == 1 and "the last checkpoint, of step 40, is finite" in err
+    rows = {row["step"]: row for row in read_rows(tmp_path, "train")}
+    assert sorted(rows) == list(range(1, 121)), "no row is lost or there twice"
+    assert rows[40]["learning_rate"] == pytest.approx(100 * 40 / 120)
+    assert rows[60]["learning_rate"] == pytest.approx(100 * 60 / 120 * 0.001)
+    assert results(tmp_path)["rollbacks"] == 1
+    # The rate stays lowered in a run that goes on later.
+    script.run("train", *flags, "--config.duration=125st")
+    assert read_rows(tmp_path, "train")[-1]["learning_rate"] == pytest.approx(0.1)
+
+
+def test_rollbacks_are_bounded(script, tmp_path):
+    flags = ["--config.on_divergence=rollback", "--config.rollback_factor=0.99", "--config.max_rollbacks=2"]
+    _, err = script.run("train", *script.tiny, *DIVERGES, *flags, f"--workdir={tmp_path}", code=3)
+    assert "Rollback 2:" in err and "tried 2 times" in err and "Traceback" not in err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_early_stopping(script, results, read_rows, tmp_path):
+    # Nothing can be learned at this rate, so nothing improves after the first evaluation, at step 40.
+    flags = ["--config.optimizer.learning_rate=1e-12", "--config.checkpoint.best_metric=accuracy"]
+    flags += ["--config.model.batch_norm=none", "--config.duration=1000st", "--config.early_stopping=60st"]
+    _, err = script.run("train", *script.tiny, *flags, f"--workdir={tmp_path}")
+    assert "stopped at step 120: no improvement since step 40" in err
+    first = results(tmp_path)
+    assert (first["steps"], first["stopped_early"], first["best"]["step"]) == (120, True, 40)
+    # Started again, it has stopped already; with more patience, it goes on.
+    script.run("train", *script.tiny, *flags, f"--workdir={tmp_path}")
+    assert results(tmp_path)["steps"] == 120 and results(tmp_path)["digest"] == first["digest"]
+    script.run("train", *script.tiny, *flags, f"--workdir={tmp_path}", "--config.early_stopping=100st")
+    assert results(tmp_path)["steps"] == 160
+
+
+def test_what_is_evaluated_and_kept_are_the_moving_averages(script, results, tmp_path):
+    flags = ["--config.ema_decay=0.9", "--config.duration=60st"]
+    script.run("train", *script.tiny, *flags, f"--workdir={tmp_path / 'run'}")
+    values = json.loads(script.run("evaluate", f"--workdir={tmp_path / 'run'}")[0])
+    assert values["loss"] == results(tmp_path / "run")["test"]["loss"]
+    process = script.start("train", *script.tiny, *flags, f"--workdir={tmp_path / 'killed'}", "--config.log_every=1st")
+    while not (tmp_path / "killed" / "checkpoints" / "20").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    script.run("train", *script.tiny, *flags, f"--workdir={tmp_path / 'killed'}", "--config.log_every=10st")
+    assert results(tmp_path / "killed")["digest"] == results(tmp_path / "run")["digest"]
+
+
+def test_profile(script, tmp_path):
+    flags = ["--config.profile=12st:15st", "--config.duration=20st", f"--workdir={tmp_path}"]
+    script.run("train", *script.tiny, *flags)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000

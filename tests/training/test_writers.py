@@ -158,7 +158,12 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------- progress
 
-NOTHING = {"seconds": 0.0, "examples_per_second": None}
+
+def took(seconds, rate, devices=8):
+    return {"seconds": seconds, "device_seconds": seconds * devices, "examples_per_second": rate}
+
+
+NOTHING = took(0.0, None)
 
 
 @pytest.fixture
@@ -173,30 +178,30 @@ def test_progress_counts_training_steps_alone(counter):
     with Progress(0, 100, batch_size=32, before=NOTHING) as progress:
         assert progress.totals() == NOTHING
         counter[0] += 20  # compiles
-        assert progress.trained(10, loss=1.0) == 16.0  # 320 images in 20 s
-        assert progress.totals() == {"seconds": 20.0, "examples_per_second": None}
+        assert progress.trained(10, loss=1.0)["examples_per_second"] == 16.0  # 320 images in 20 s
+        assert progress.totals() == took(20.0, None)
         counter[0] += 5  # evaluates
         progress.resume()
         counter[0] += 2
-        assert progress.trained(20, loss=1.0) == 160.0
+        assert progress.trained(20, loss=1.0)["examples_per_second"] == 160.0
         progress.resume()
         counter[0] += 8
-        assert progress.trained(30, loss=1.0) == 40.0
+        assert progress.trained(30, loss=1.0)["examples_per_second"] == 40.0
         counter[0] += 3  # saves
-        assert progress.totals() == {"seconds": 38.0, "examples_per_second": 64.0}  # 640 images in 10 s
+        assert progress.totals() == took(38.0, 64.0)  # 640 images in 10 s
 
 
 def test_progress_goes_on_after_a_restart(counter):
-    before = {"seconds": 38.0, "examples_per_second": 64.0, "version": "0.0"}
+    before = took(38.0, 64.0) | {"version": "0.0"}
     with Progress(30, 100, batch_size=32, before=before) as progress:
-        assert progress.totals() == {"seconds": 38.0, "examples_per_second": 64.0}
+        assert progress.totals() == took(38.0, 64.0)
         counter[0] += 10
-        assert progress.trained(31, loss=1.0) == 3.2
+        assert progress.trained(31, loss=1.0)["examples_per_second"] == 3.2
         progress.resume()
-        assert progress.totals() == {"seconds": 48.0, "examples_per_second": 64.0}  # the old rate until there is a new
+        assert progress.totals() == took(48.0, 64.0)  # the old rate until there is a new
         counter[0] += 4
-        assert progress.trained(41, loss=1.0) == 80.0
-        assert progress.totals() == {"seconds": 52.0, "examples_per_second": 80.0}
+        assert progress.trained(41, loss=1.0)["examples_per_second"] == 80.0
+        assert progress.totals() == took(52.0, 80.0)
 
 
 def test_progress_says_how_it_goes(counter, caplog):
