@@ -198,6 +198,10 @@ def base_config() -> ConfigDict:
     config.matmul_precision = "default"  # default | high | highest
     config.batch_norm = "global"  # batch statistics over all devices (the same result on 1 or 8) | local: of each alone
 
+    # With optimizer.freeze: whether batch normalisation with a frozen scale uses its running statistics in training too
+    # and leaves them as they are; else it normalises by, and collects, the statistics of the batches.
+    config.freeze_batch_stats = False
+
     # Into how many parts, one after the other, a device's share of a batch is cut, for batches that don't fit into its
     # memory. The gradient is the whole batch's, but batch normalisation sees one part at a time.
     config.accumulation = 1

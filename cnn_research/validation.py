@@ -113,6 +113,10 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
         nearest = " or ".join(str(b) for b in (below, below + shares) if b > 0)
         parts = f" and {config.accumulation} parts of accumulation" if config.accumulation > 1 else ""
         require(False, "batch_size", f"cannot be split over {num_devices} devices{parts} evenly; {nearest} can")
+    if config.freeze_batch_stats:
+        require(
+            len(config.optimizer.freeze) > 0, "freeze_batch_stats", "nothing is frozen: set config.optimizer.freeze"
+        )
     require(0 <= config.ema_decay < 1, "ema_decay", "must be at least 0 and below 1")
     require(0 < config.rollback_factor < 1, "rollback_factor", "must be above 0 and below 1")
     require(config.max_rollbacks >= 1, "max_rollbacks", "must be at least 1")

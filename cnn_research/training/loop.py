@@ -105,6 +105,9 @@ def _run(
             logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
         about["stopped_early"] &= about["config"]["early_stopping"] == config.early_stopping
         about["config"] = config.to_dict()
+    plateau = experiment.plateau()
+    if plateau and about["plateau"]:
+        plateau.state = about["plateau"]
     if rollbacks > about["rollbacks"]:
         factor = config.rollback_factor ** (rollbacks - about["rollbacks"])
         state = state.replace(learning_rate_scale=np.float32(state.learning_rate_scale * factor))
@@ -160,6 +163,11 @@ def _run(
             improved = evaluating and checkpoints.is_best(evaluation)
             if evaluating and not improved and experiment.early_stopping:
                 about["stopped_early"] = step - checkpoints.best["step"] >= experiment.early_stopping
+            if evaluating and plateau:
+                scale = parallel.to_host(state.learning_rate_scale)
+                scale *= plateau.evaluated(evaluation[config.checkpoint.best_metric])
+                state = state.replace(learning_rate_scale=parallel.replicate(scale))
+                about["plateau"] = plateau.state
             if saving or improved or about["stopped_early"]:
                 host_state = parallel.to_host(state)
                 # The loss would show it a step too late: it was computed before the update.

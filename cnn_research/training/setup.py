@@ -21,7 +21,7 @@ from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import registry
-from cnn_research.training import losses, optimizers, parallel, schedules
+from cnn_research.training import losses, optimizers, parallel, parameters, schedules
 from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, network_input, train_step
 
@@ -256,6 +256,18 @@ class Experiment:
             views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
         )
 
+    def _is_frozen(self, path: str) -> bool:
+        """Whether a batch normalisation is: it goes with its scale."""
+        return parameters.is_frozen(f"{path}/scale", self._config.optimizer.freeze)
+
+    def plateau(self) -> schedules.Plateau | None:
+        """Returns what lowers the learning rate when evaluations no longer get better; None for other schedules."""
+        schedule = self._config.schedule
+        if schedule.name != "plateau":
+            return None
+        lowest = self._config.checkpoint.best_metric == "loss"
+        return schedules.Plateau(schedule.factor, schedule.patience, schedule.end, lowest)
+
     def make_input(self, arrays: Any, batch: Any, key: jax.Array) -> Any:
         """One device's share of a training batch -> images, targets and labels: see `step.network_input`."""
         return network_input(
@@ -283,6 +295,7 @@ class Experiment:
             accumulation=self._config.accumulation,
             unroll=jax.default_backend() == "cpu",
             ema_decay=self._config.ema_decay,
+            is_frozen=self._is_frozen if self._config.freeze_batch_stats else None,
         )
         return parallel.pmap_step(step, donate_state=True)
 
@@ -309,6 +322,7 @@ class Experiment:
             "examples_per_second": None,  # known once some steps have been timed
             "rollbacks": 0,  # how often the learning rate was lowered after a divergence
             "stopped_early": False,
+            "plateau": None,  # the state of `schedules.Plateau`
             "skipped": [],  # paths of training images that could not be read
         }
 
