@@ -93,7 +93,7 @@ BAD = [
     ("optimizer.freeze", (1,), "texts"),
     ("optimizer.freeze", ("conv", "norm(1"), "'norm(1' is not a regular expression"),
     ("optimizer.learning_rate_multipliers", (10.0,), "texts"),
-    ("optimizer.learning_rate_multipliers", ("head",), '"^head=10"'),
+    ("optimizer.learning_rate_multipliers", ("head",), '"^output=10"'),
     ("optimizer.learning_rate_multipliers", ("head=", "conv=2"), "'head='"),
     ("optimizer.learning_rate_multipliers", ("=2",), "'=2'"),
     ("optimizer.learning_rate_multipliers", ("head=0",), "above 0"),
