@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        rollbacks = 0
+        rollbacks, gone_back_to = 0, None
         while True:
             try:
                 results = _run(config, workdir, experiment, feeds, initial, steps, checkpoints, preemption, rollbacks)
@@ -67,6 +67,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 checkpoints.wait()
                 if config.on_divergence != "rollback" or not checkpoints.latest_step:
                     raise
+                if checkpoints.latest_step == gone_back_to:  # finite, but perhaps past saving
+                    checkpoints.forget_latest()
+                gone_back_to = checkpoints.latest_step
                 rollbacks = 1 + max(rollbacks, checkpoints.about(checkpoints.latest_step)["rollbacks"])
                 if rollbacks > config.max_rollbacks:
                     raise Diverged(f"{error} It was tried {config.max_rollbacks} times.") from None
@@ -177,7 +180,7 @@ def _run(
                 host_state = parallel.to_host(state)
                 # The loss would show it a step too late: it was computed before the update.
                 _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
-                about["skipped"] = sorted({*about["skipped"], *feed.skipped})
+                about["skipped"] = parallel.union([*about["skipped"], *feed.skipped])
                 writer.flush()
                 checkpoints.save(host_state, about | progress.totals(), evaluation)
             progress.resume()
@@ -304,7 +307,7 @@ def evaluate_feed(p_eval_step: Callable, variables: Any, arrays: Any, feed: Feed
 
 def _skipped(feeds: Iterable[Feed], before: Sequence[str]) -> dict[str, Any]:
     """The images that could not be read, also before a restart: how many, and the paths of the first of them."""
-    paths = sorted({*before, *(path for feed in feeds for path in feed.skipped)})
+    paths = parallel.union([*before, *(path for feed in feeds for path in feed.skipped)])
     return {"images": len(paths), "paths": paths[:100]}
 
 

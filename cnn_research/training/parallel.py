@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import resource
 import socket
@@ -246,6 +247,18 @@ def limit_ahead(results: Sequence[Any], ahead: int | None) -> None:
 def total(count: int) -> int:
     """Returns the sum of a number over all processes."""
     return count if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(count)).sum())
+
+
+def union(texts: Iterable[str]) -> list[str]:
+    """Returns what any of the processes says, sorted; all of them must ask."""
+    own = sorted(set(texts))
+    if jax.process_count() == 1:
+        return own
+    data = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.int64(len(data))).max())
+    padded = np.pad(data, (0, longest - len(data)), constant_values=ord(" "))
+    everyone = multihost_utils.process_allgather(padded)
+    return sorted({text for row in everyone for text in json.loads(row.tobytes())})
 
 
 def agree(text: str) -> bool:

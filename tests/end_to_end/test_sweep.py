@@ -17,7 +17,7 @@ DIGITS = f"--config={ROOT}/experiments/configs/lenet5_digits.py"
 # Held out: the best is chosen on images that are not the test's.
 FLAGS = [
     DIGITS, "--config.dataset.train_split=train[:80%]", "--config.dataset.eval_split=train[80%:]",
-    "--config.duration=120st", "--config.batch_size=16", "--config.log_every=5st", 
+    "--config.duration=120st", "--config.batch_size=16", "--config.log_every=5st",
     "--config.eval_every=60st", "--config.checkpoint.every=10st",
 ]  # fmt: skip
 GRID = ["--grid=optimizer.learning_rate=0.05,0.02,1e6", "--grid=seed=0,1"]
