@@ -130,7 +130,7 @@ def _run(
     state = parallel.replicate(state)
     arrays = {split: parallel.replicate(feeds[split].arrays) for split in feeds}
     key = parallel.replicate(jax.random.key(config.seed))  # never changes: a step folds its own number into it
-    step, pending, evaluation = first_step, [], None
+    step, pending, evaluation, peak = first_step, [], None, parallel.peak_flops()
     with (
         Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
         Progress(first_step, total_steps, config.batch_size, about) as progress,
@@ -163,6 +163,9 @@ def _run(
             sums = parallel.to_host(pending)  # waits until the devices have caught up
             values = metrics.means(sums) | metrics.latest(sums[-1])
             values |= progress.trained(step, values["loss"])
+            if peak:
+                operations = values["examples_per_second"] * experiment.flops_per_image
+                values["fraction_of_peak"] = round(operations / peak / parallel.device_count(), 4)
             _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
             writer.write(step, train_split, values)
             checkpoints.check()
