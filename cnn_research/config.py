@@ -5,7 +5,6 @@ An experiment config is a short diff of `base_config()`; the command line overri
 """
 
 import json
-import math
 import re
 from typing import Any
 
@@ -16,6 +15,8 @@ from cnn_research.errors import UserError, suggest
 
 # The values that a field with a closed list may take. The code that reads the field has one branch for each.
 CHOICES = {
+    "init.checkpoint": ("latest", "best"),
+    "init.head": ("keep", "new"),
     "dataset.feed": ("auto", "resident", "streaming"),
     "dataset.train_crop": ("none", "random_resized_crop"),
     "dataset.worker_kind": ("threads", "processes"),
@@ -62,6 +63,7 @@ RESUMABLE = (
     "checkpoint.every",
     "checkpoint.keep",
     "compilation_cache",
+    "deterministic",
 )
 
 
@@ -96,6 +98,14 @@ def base_config() -> ConfigDict:
     config.model.stochastic_depth_rate = placeholder(float)  # resnet: probability in [0, 1) of dropping the last block
     config.model.auxiliary_heads = placeholder(bool)  # googlenet: two more classifiers, in training only
     config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
+
+    # What training starts from, unless it goes on from a checkpoint of its own.
+    config.init = ConfigDict()
+    # Folder of an earlier run, or a .pth or .safetensors file of torchvision's or timm's; "" = initial values alone.
+    config.init.weights = ""
+    config.init.checkpoint = "latest"  # of an earlier run: latest | best
+    # Of the layer whose units are the classes. With another number of classes it is new in any case.
+    config.init.head = "keep"  # keep | new
 
     config.dataset = ConfigDict()
     # digits | shapes, "shapes:96" of 96x96 pixels | folder:PATH: images in a folder for each class or a labels.csv
@@ -162,8 +172,8 @@ def base_config() -> ConfigDict:
     config.optimizer.clip = "none"
     config.optimizer.clip_threshold = 1.0  # > 0: a norm, a magnitude; adaptive: gradient over weight, such as 0.01
     # Parameters by regular expressions, searched for in paths such as "conv1/kernel": "^conv1/" is one layer.
-    config.optimizer.freeze = ()  # of what is not trained, such as ("^conv", "^norm")
-    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^head=10", "bias=2"); of several the first
+    config.optimizer.freeze = ()  # of what is not trained: ("^conv1/", "^layer1"); all but the head: ("^(?!output)",)
+    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^output=10", "bias=2"); of several the first
     config.optimizer.lookahead_steps = 0  # slow weights follow after this many (Zhang et al. 2019), say 5; 0 = none
     config.optimizer.lookahead_alpha = 0.5  # in (0, 1]: how far they follow
 
@@ -219,11 +229,17 @@ def base_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1ep"  # interval: epochs, steps, examples or percent of training
-    config.checkpoint.keep = 1  # how many of the newest to keep, >= 1; the best is kept besides
+    # How many of the newest to keep, >= 1; the best is kept besides. With 2, one that storage damages costs an interval
+    # of training; with 1, possibly all of it.
+    config.checkpoint.keep = 2
     config.checkpoint.best_metric = "accuracy"  # on dataset.eval_split: accuracy | top5 (highest) | loss (lowest)
 
     config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
     config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
+    # On a GPU: the same seed on the same machine gives the same bits. Its price: algorithms are no longer chosen by
+    # timing them, so that steps may take considerably longer, and operations without a deterministic one fail to
+    # compile. CPUs and TPUs are deterministic anyway, for nothing.
+    config.deterministic = False
     # Record a profile for TensorBoard in WORKDIR/profile, of the steps between two durations: "100st:110st"; "" = none.
     config.profile = ""
     # XLA's persistent compilation cache, so that the second start need not compile; "" = none.
@@ -312,37 +328,6 @@ def to_span(text: str, **sizes: int | None) -> tuple[int, int]:
     if len(steps) != 2 or steps[0] >= steps[1]:
         raise UserError(f'{text!r} is not a span: write the beginning and a later end, such as "100st:110st"')
     return steps[0], steps[1]
-
-
-# ------------------------------------------------------------------------------------- parameters by their path
-
-
-def parse_pattern(text: str) -> re.Pattern:
-    """Compiles a regular expression of `optimizer.freeze`.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise UserError(f"{text!r} is not a regular expression: {error}") from None
-
-
-def parse_multiplier(text: str) -> tuple[re.Pattern, float]:
-    """Reads one of `optimizer.learning_rate_multipliers`, "PATTERN=FACTOR", cut at its last "=".
-
-    Raises:
-        UserError: the pattern is no regular expression, or the factor no number above 0.
-    """
-    pattern, equals, factor = text.rpartition("=")
-    try:
-        value = float(factor)
-    except ValueError:
-        value = 0.0
-    if not (equals and pattern and 0 < value < math.inf):
-        raise UserError(f'{text!r} is not a pattern and a factor above 0, such as "^head=10"')
-    return parse_pattern(pattern), value
 
 
 # ------------------------------------------------------------------------------------------------- fields

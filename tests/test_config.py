@@ -147,6 +147,7 @@ ANOTHER = {
     "checkpoint.every": "1st",
     "checkpoint.keep": 7,
     "compilation_cache": "",
+    "deterministic": True,
 }
 
 

@@ -4,9 +4,9 @@ import json
 
 from absl import flags
 
-from cnn_research.commands import launch
+from cnn_research.commands import hosts, launch
 from cnn_research.config import CHOICES
-from cnn_research.training import loop
+from cnn_research.training import loop, parallel
 
 _PROTOCOL = ("image_size", "crop_size", "crops", "flip")
 _INSTEAD = "Instead of the run's own"
@@ -22,6 +22,7 @@ def run() -> None:
     flags.DEFINE_integer("crop_size", None, f"{_INSTEAD} config.evaluation.crop_size: pixels.", lower_bound=0)
     flags.DEFINE_enum("crops", None, CHOICES["evaluation.crops"], f"{_INSTEAD} config.evaluation.crops.")
     flags.DEFINE_bool("flip", None, f"{_INSTEAD} config.evaluation.flip: mirrored views too.")
+    hosts.define_flags()
     launch.run(main, required=("workdir",))
 
 
@@ -31,5 +32,7 @@ def main() -> None:
     protocol = {name: given[name].value for name in _PROTOCOL if given[name].value is not None}
     if protocol.get("crops") == "ten":
         protocol.setdefault("flip", False)  # ten crops have their mirror images among them
+    hosts.connect()
     values = loop.evaluate(given.workdir, given.split, given.checkpoint, given.data_dir, protocol)
-    print(json.dumps(values, indent=2))
+    if parallel.is_main():
+        print(json.dumps(values, indent=2))

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import logging
+import os
 import re
 import sys
 import traceback
@@ -17,6 +18,7 @@ from tqdm import tqdm
 import cnn_research
 from cnn_research import config as configs
 from cnn_research.errors import Diverged, Preempted, UserError, suggest
+from cnn_research.training import parallel
 
 FLAGS = flags.FLAGS
 _PACKAGE = Path(cnn_research.__file__).parent
@@ -57,6 +59,10 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
             _leave(0, str(error))
         except KeyboardInterrupt:
             _leave(130, "interrupted")  # 128 + SIGINT, as a shell says it
+        except Exception:
+            if not parallel.is_connected():
+                raise
+            _leave(1, traceback.format_exc().rstrip())
 
     for flag in FLAGS.get_flags_for_module(main.__module__):  # --help shows those of the script, which defines none
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -187,4 +193,9 @@ def _as_errors(error: Exception) -> str:
 
 def _leave(code: int, message: str) -> None:
     print(message, file=sys.stderr)
+    if code and parallel.is_connected():
+        parallel.disconnect()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

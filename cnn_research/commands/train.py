@@ -5,8 +5,8 @@ import shlex
 from absl import flags
 from ml_collections import config_flags
 
-from cnn_research.commands import launch
-from cnn_research.training import loop
+from cnn_research.commands import hosts, launch
+from cnn_research.training import loop, parallel
 
 
 def run() -> None:
@@ -15,13 +15,17 @@ def run() -> None:
         "config", None, "File of the experiment; single fields are set by --config.batch_size=256.", lock_config=True
     )
     flags.DEFINE_string("workdir", None, "Folder of the run: results, metrics, checkpoints.")
+    hosts.define_flags()
     launch.run(main, required=("config", "workdir"))
 
 
 def main() -> None:
     """Trains, and says at the end what came out and where it is."""
     workdir = flags.FLAGS.workdir.rstrip("/") or "/"
+    hosts.connect()
     results = loop.train(launch.given_config(), workdir)
+    if not parallel.is_main():
+        return
     test, best = results["test"], results["best"]
     rate = results["examples_per_second"]
     rows = {

@@ -1,35 +1,65 @@
 """Checkpoints: the only file that knows orbax.
 
-A checkpoint holds numpy trees, so it restores on any number of devices and on any platform:
+A checkpoint holds numpy trees, so it restores on any number of devices and hosts and on any platform:
 
     network   {"params", "batch_stats"}: all that evaluation and inference need; with ema.decay the moving averages
     training  step, optimizer state and so on: what continuing needs besides (`TrainState.training`)
-    about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far
+    about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far,
+              and the digests of all three parts
 
 The newest ones and the best one are kept. Writing happens in the background; a kill at any instant leaves the finished
-checkpoints whole, and a half-written one is never seen again.
+checkpoints whole, and a half-written one is never seen again. Whatever is read is compared with its digest: a damaged
+checkpoint is told from a whole one, and the one before it is used.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
+from flax.serialization import to_state_dict
 from ml_collections import ConfigDict
 
-from cnn_research.training.state import TrainState
+from cnn_research.errors import UserError
+from cnn_research.training import parallel
+from cnn_research.training.state import TrainState, digest
+
+T = TypeVar("T")
+
+
+def _not_told_twice(record: logging.LogRecord) -> bool:
+    """Drops log records of orbax with tracebacks: it raises those exceptions as well."""
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
+absl_logging.get_absl_logger().addFilter(_not_told_twice)
+
+
+class Damaged(UserError):
+    """A checkpoint can't be read, or not what was written."""
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Use as a context manager: leaving it waits for the last write."""
+    """The checkpoints of one workdir. Use as a context manager: leaving it waits for the last write.
+
+    Of several processes each reads for itself, and the main one alone writes: no process waits for another.
+    """
 
     def __init__(self, directory: epath.PathLike, config: ConfigDict, *, read_only: bool = False):
         """Opens (and creates) the folder.
 
         Args:
-            directory: local path or gs://.
+            directory: local path or gs://, the same storage for all processes.
             config: `config.checkpoint`, of which `keep` and `best_metric` count here.
             read_only: changes nothing in the folder, in which a training may be writing at the same time: what it has
                 half-written looks like what a kill has left.
@@ -37,16 +67,25 @@ class Checkpoints:
         directory = epath.Path(directory)
         if not directory.is_absolute():  # orbax insists on it; gs:// is, and `resolve` would make a local path of it
             directory = directory.resolve()
+        self._directory = directory
         self._keep = config.keep
         self._best_metric = config.best_metric
+        self._writes = not read_only and parallel.is_main()
+        self._damaged: dict[int, str] = {}  # step: what is wrong with it
+        if self._writes:
+            directory.mkdir(parents=True, exist_ok=True)
+        process = parallel.process_index()
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self,
                 # Not orbax's own read_only, which does no more and warns of it.
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,  # what a kill left half-written
+                create=False,
+                cleanup_tmp_directories=self._writes,  # what a kill left half-written
                 enable_background_delete=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+                ),
             ),
             item_handlers={
                 "network": ocp.StandardCheckpointHandler(),
@@ -55,27 +94,33 @@ class Checkpoints:
             },
         )
         # Every checkpoint says which was the best when it was saved.
-        self._best = self.about(self.latest_step)["best"] if self.latest_step else None
+        newest = self._newest_whole(self.about)
+        self._best = newest[1]["best"] if newest else None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """orbax's PreservationPolicy: the newest and the best stay, everything else goes.
 
         orbax's own best-N policy would warn at every save that was not evaluated, and keeps such saves for ever.
         """
-        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-self._keep :]
-        best = self._best["step"] if self._best else None
-        return [checkpoint.step in newest or checkpoint.step == best for checkpoint in checkpoints]
+        preserved = self._preserved([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in preserved for checkpoint in checkpoints]
+
+    def _preserved(self, steps: Sequence[int]) -> set[int]:
+        return {*sorted(steps)[-self._keep :], *([self._best["step"]] if self._best else [])}
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
+        if kind is None and self._writes:
+            self._manager.wait_until_finished()
+            self._tidy()
         self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, None where there is none."""
-        return self._manager.latest_step()
+        """The step of the newest checkpoint that isn't known to be damaged, None where there is none."""
+        return max(self._whole_steps(), default=None)
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -96,26 +141,45 @@ class Checkpoints:
             state: numpy leaves that nobody changes afterwards, as `parallel.to_host` gives them.
             about: see the file's head; JSON values.
             metrics: of the evaluation at this step, None where there was none.
+
+        Raises:
+            Exception: this one or the one before could not be written; `workdir.full_disk_told` knows some reasons.
         """
         step = int(state.step)
         if metrics is not None and self.is_best(metrics):
             self._best = {"step": step, **metrics}
+        if not self._writes:
+            return
+        self._set_damaged_aside()
+        about = about | {"best": self._best}
+        digests = {"network": _digest(state.network), "training": _digest(state.training), "about": _json_digest(about)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 network=ocp.args.StandardSave(state.network),
                 training=ocp.args.StandardSave(state.training),
-                about=ocp.args.JsonSave(about | {"best": self._best}),
+                about=ocp.args.JsonSave(about | {"digests": digests}),
             ),
         )
 
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last call of `save`, as the next one would."""
+        self._manager.check_for_errors()
+
     def wait(self) -> None:
-        """Waits until everything is written."""
+        """Waits, in all processes, until everything is written."""
         self._manager.wait_until_finished()
+        parallel.agree("written")
+        if not self._writes:
+            self._manager.reload()
 
     def about(self, step: int) -> dict[str, Any]:
-        """Reads what a checkpoint says of itself, without its arrays."""
-        return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        """Reads what a checkpoint says of itself, without its arrays.
+
+        Raises:
+            Damaged: it can't be read or is not what was written.
+        """
+        return self._about_and_digests(step)[0]
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Reads a whole checkpoint.
@@ -126,22 +190,166 @@ class Checkpoints:
 
         Returns:
             The state with numpy leaves, and what the checkpoint says of itself.
+
+        Raises:
+            Damaged: it can't be read or is not what was written.
         """
+        about, digests = self._about_and_digests(step)
         like = _numpy_like(like)
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                network=ocp.args.StandardRestore(like.network),
-                training=ocp.args.StandardRestore(like.training),
-                about=ocp.args.JsonRestore(),
-            ),
-        )
-        return TrainState.from_parts(items["network"], items["training"]), items["about"]
+        args = {
+            "network": ocp.args.StandardRestore(like.network),
+            "training": ocp.args.StandardRestore(like.training),
+        }
+        parts = self._read(step, digests, **args)
+        return TrainState.from_parts(parts["network"], parts["training"]), about
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole, the same in all processes; None where there is none at all.
+
+        Args:
+            like: as for `restore`, whose result it gives.
+
+        Raises:
+            UserError: there are checkpoints, but none of them is whole, or processes see different ones.
+        """
+        found = self._newest_whole(lambda step: self.restore(step, like))
+        self._require_agreement(found and found[0])
+        if not found:
+            return None
+        state, about = found[1]
+        self._best = about["best"]
+        return state, about
 
     def restore_network(self, step: int) -> Any:
-        """Reads {"params", "batch_stats"} alone, as numpy leaves; neither optimizer nor dataset need be known."""
-        like = _numpy_like(self._manager.item_metadata(step)["network"].tree)
-        return self._manager.restore(step, args=ocp.args.Composite(network=ocp.args.StandardRestore(like)))["network"]
+        """Reads {"params", "batch_stats"} alone, as numpy leaves; neither optimizer nor dataset need be known.
+
+        Raises:
+            Damaged: it can't be read or is not what was written.
+        """
+        _, digests = self._about_and_digests(step)
+        with _reading(f"the metadata of checkpoint {step}"):
+            like = _numpy_like(self._manager.item_metadata(step)["network"].tree)
+        return self._read(step, digests, network=ocp.args.StandardRestore(like))["network"]
+
+    def restore_latest_network(self) -> tuple[int, Any] | None:
+        """Reads what `restore_network` gives for the newest checkpoint that is whole, and its step; None for none.
+
+        Raises:
+            UserError: there are checkpoints, but none of them is whole, or processes see different ones.
+        """
+        found = self._newest_whole(self.restore_network)
+        self._require_agreement(found and found[0])
+        return found
+
+    def restore_best_network(self) -> tuple[int, Any] | None:
+        """Likewise for the best checkpoint; None where none was evaluated.
+
+        Raises:
+            UserError: it is damaged, or processes see different ones.
+        """
+        step = self._best and self._best["step"]
+        self._require_agreement(step)
+        return step and (step, self.restore_network(step))
+
+    def _require_agreement(self, step: int | None) -> None:
+        if not parallel.agree(f"{step} {step and self._about_and_digests(step)[1]}"):
+            raise UserError(
+                f"{self._directory}: the hosts see different checkpoints there (this one: {step}); the workdir must be "
+                "on storage that all of them share"
+            )
+
+    def _newest_whole(self, read: Callable[[int], T]) -> tuple[int, T] | None:
+        """Returns the newest step whose reading succeeds, and what was read."""
+        new = []
+        for step in sorted(self._whole_steps(), reverse=True):
+            try:
+                found = read(step)
+            except Damaged as error:
+                self._damaged[step] = str(error)
+                new.append(str(error))
+                continue
+            for error in new:
+                absl_logging.warning("%s: %s; using checkpoint %d instead", self._directory, error, step)
+            return step, found
+        if self._damaged:
+            reason = self._damaged[max(self._damaged)]
+            raise UserError(
+                f"{self._directory}: none of the checkpoints there is whole ({reason}); put a copy back in its place, "
+                "or delete the folder to train from the beginning"
+            )
+        return None
+
+    def _whole_steps(self) -> list[int]:
+        return [step for step in self._manager.all_steps() if step not in self._damaged]
+
+    def _about_and_digests(self, step: int) -> tuple[dict[str, Any], dict[str, str]]:
+        """What a checkpoint says of itself, and the digests of its parts; none in one of an older version."""
+        about = self._read(step, {}, about=ocp.args.JsonRestore())["about"]
+        if not isinstance(about, dict):
+            raise Damaged(f"what checkpoint {step} says of itself is damaged")
+        digests = about.pop("digests", {})
+        if digests and digests.get("about") != _json_digest(about):
+            raise Damaged(f"what checkpoint {step} says of itself is damaged")
+        return about, digests
+
+    def _read(self, step: int, digests: dict[str, str], **args: ocp.args.CheckpointArgs) -> dict[str, Any]:
+        """Reads parts of a checkpoint and compares them with their digests."""
+        with _reading(f"checkpoint {step}"):
+            parts = self._manager.restore(step, args=ocp.args.Composite(**args))
+            parts = {name: parts[name] for name in args}
+        for name in parts:
+            if name in digests and digests[name] != _digest(parts[name]):
+                raise Damaged(f"the arrays of checkpoint {step} ({name}) are not those that were written")
+        return parts
+
+    def _set_damaged_aside(self) -> None:
+        """Moves what is damaged out of orbax's sight, which would count it and refuse to save its step again."""
+        for step in self._damaged:
+            aside = self._directory.parent / f"damaged_checkpoint_{step}"
+            if aside.exists():
+                aside.rmtree()
+            (self._directory / str(step)).rename(aside)
+            absl_logging.warning("moved damaged checkpoint %d to %s", step, aside)
+        if self._damaged:
+            self._damaged.clear()
+            self._manager.reload()
+
+    def _tidy(self) -> None:
+        """Deletes what orbax was killed in the middle of deleting."""
+        self._set_damaged_aside()
+        steps = self._manager.all_steps()
+        for step in set(steps) - self._preserved(steps):
+            self._manager.delete(step)
+
+
+def _digest(tree: Any) -> str:
+    """The SHA-256 of any tree of arrays; of a network the same as in results.json."""
+    return digest(to_state_dict(tree))
+
+
+def _json_digest(value: Any) -> str:
+    # Through JSON once, as it will be read: tuples become lists.
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Within it, whatever orbax and TensorStore are led to by a broken file is a `Damaged`."""
+
+    # Where one array of many can't be read, orbax stops listening, and the others' failures would be printed.
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    except Exception as error:
+        time.sleep(0.2)  # for the others to fail
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Damaged(f"{what} can't be read ({reason[:120]})") from error
+    finally:
+        sys.unraisablehook = previous
 
 
 def _numpy_like(tree: Any) -> Any:

@@ -36,8 +36,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         Diverged: the loss or a parameter became NaN or infinite; the checkpoints before are good.
         Preempted: SIGTERM or Ctrl-C came, and the state has been saved.
     """
-    workdir = epath.Path(workdir).expanduser()
-    parallel.initialise(config.compilation_cache)
+    parallel.initialise(config.compilation_cache, config.deterministic)
+    workdir = files.locate(workdir)
     parallel.set_matmul_precision(config.matmul_precision)
     validate(config, parallel.device_count())
     files.check_same_run(workdir, config)
@@ -46,12 +46,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
     feeds = open_feeds(config, (eval_split, test_split), train_split)
     experiment = Experiment(config, feeds[train_split])
-    initial = experiment.initial_state()
+    resuming = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    initial = experiment.initial_state(load_weights=not resuming)
     for split in (eval_split, test_split):
         experiment.check_evaluation(initial.network, feeds[split], experiment.input_shape)
     steps = experiment.train_step(), experiment.eval_step()
 
     with (
+        files.full_disk_told(workdir),
         files.claim(workdir),
         Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
@@ -70,7 +72,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                     raise Diverged(f"{error} It was tried {config.max_rollbacks} times.") from None
                 logging.warning(f"{error} Rollback {rollbacks}: going on from there at a rate lower than before.")
     if parallel.is_main():  # and only now: a run that has results has its last checkpoint on the disk
-        files.write_json(workdir / "results.json", results)
+        with files.full_disk_told(workdir):
+            files.write_json(workdir / "results.json", results)
     return results
 
 
@@ -96,11 +99,12 @@ def _run(
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
     feed, total_steps, parameters = feeds[train_split], experiment.total_steps, count_parameters(state.params)
     p_train_step, p_eval_step = steps
-    about, first_step = experiment.about(), checkpoints.latest_step or 0
+    about, restored = experiment.about(), checkpoints.restore_latest(like=state)
+    first_step = int(restored[0].step) if restored else 0
     if first_step > total_steps:
         raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
-    if first_step:
-        state, about = checkpoints.restore(first_step, like=state)
+    if restored:
+        state, about = restored
         if about["config"]["duration"] != config.duration:
             logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
         about["stopped_early"] &= about["config"]["early_stopping"] == config.early_stopping
@@ -147,7 +151,7 @@ def _run(
             parallel.limit_ahead(pending, feed.ahead)
 
             ending = step == total_steps
-            leaving = preemption.requested and not ending
+            leaving = preemption.reached(step) and not ending
             evaluating = ending or step % experiment.eval_every == 0
             saving = ending or leaving or step % experiment.save_every == 0
             if not (evaluating or saving or step % experiment.log_every == 0):
@@ -158,6 +162,7 @@ def _run(
             values |= progress.trained(step, values["loss"])
             _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
             writer.write(step, train_split, values)
+            checkpoints.check()
             pending = []
             evaluation = evaluate_on(eval_split) if evaluating else None
             improved = evaluating and checkpoints.is_best(evaluation)
@@ -173,6 +178,7 @@ def _run(
                 # The loss would show it a step too late: it was computed before the update.
                 _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
                 about["skipped"] = sorted({*about["skipped"], *feed.skipped})
+                writer.flush()
                 checkpoints.save(host_state, about | progress.totals(), evaluation)
             progress.resume()
             if leaving:
@@ -235,9 +241,9 @@ def evaluate(
     Raises:
         UserError: the folder holds no run or no checkpoint, the split can't be read, or the protocol doesn't fit.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = files.locate(workdir)
     config = files.load_config(workdir)
-    parallel.initialise(config.compilation_cache)
+    parallel.initialise(config.compilation_cache, config.deterministic)
     parallel.set_matmul_precision(config.matmul_precision)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
@@ -248,10 +254,11 @@ def evaluate(
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
     with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
-        step = checkpoints.latest_step if checkpoint == "latest" else (checkpoints.best or {}).get("step")
-        if step is None:
+        latest = checkpoint == "latest"
+        found = checkpoints.restore_latest_network() if latest else checkpoints.restore_best_network()
+        if not found:
             raise UserError(f"workdir {workdir} has no {checkpoint} checkpoint yet: train it first")
-        variables = checkpoints.restore_network(step)
+        step, variables = found
         trained_on = checkpoints.about(step)["dataset"]["image_shape"]
     experiment = Experiment(config, feed)
     experiment.check_evaluation(variables, feed, trained_on)

@@ -1,28 +1,160 @@
 """Devices and processes: the only file that knows pmap, so that another way of sharding changes this file alone."""
 
 import contextlib
+import hashlib
 import os
 import resource
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import jax_utils
 from jax.experimental import multihost_utils
 
+from cnn_research.errors import UserError
+
 AXIS = "device"  # the name of the axis over which gradients, metrics and batch statistics are averaged
 
+# Seconds in which every process must have come: the hosts of a pod start minutes apart.
+START_TIMEOUT = 300
+# Seconds after which a process that gives no sign of life counts as dead, and all others are ended. It is given by a
+# thread of its own, whatever the process computes or compiles, so that only a stopped machine or network is silent.
+HEARTBEAT_TIMEOUT = 30
+# Seconds for which a process that must leave early waits for the others, which may be leaving for the same reason.
+_LEAVE_TIMEOUT = 5
 
-def initialise(compilation_cache: str) -> None:
-    """Sets up JAX for this process.
+# Of XLA:GPU: only algorithms that give the same bits in every run, chosen without timing them. Others ignore it.
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def connect(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    local_device_ids: Sequence[int] | None = None,
+) -> None:
+    """Joins the processes of a run on several hosts, one process a host. Must come before JAX is used for anything.
+
+    Without arguments JAX finds the other processes by itself on Cloud TPU and under SLURM; elsewhere the process
+    is alone.
+
+    Args:
+        coordinator_address: "HOST:PORT" of process 0, a free port there that all hosts can reach.
+        num_processes: of the whole run; 1 is a process alone, whatever could be found.
+        process_id: of this one, from 0.
+        local_device_ids: the GPUs that it uses; None for all (under SLURM: for the one of its rank on the host).
+
+    Raises:
+        UserError: only some of the first three are given, they make no sense, or the coordinator can't be reached.
+    """
+    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    if num_processes == 1:
+        return
+    devices = {"local_device_ids": list(local_device_ids)} if local_device_ids else {}
+    if all(value is None for value in given.values()):
+        if _is_cluster():
+            _connect_detected(devices)
+        return
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} must be given too: --{', --'.join(given)} belong together")
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        wrong = f"--process_id={process_id} --num_processes={num_processes}"
+        raise UserError(f"{wrong}: processes are numbered from 0 to num_processes - 1")
+    host, _, port = coordinator_address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator_address={coordinator_address}: must be HOST:PORT, such as 10.0.0.1:8476")
+    # JAX would abort the process with a C++ stack.
+    if process_id == 0:
+        _check_free(coordinator_address, int(port))
+    else:
+        _await_coordinator(coordinator_address, host.strip("[]"), int(port))
+    logging.info(f"waiting up to {START_TIMEOUT} s for all {num_processes} processes to come to {coordinator_address}")
+    jax.distributed.initialize(
+        **given, **devices, initialization_timeout=START_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+    )
+
+
+def _is_cluster() -> bool:
+    """Whether JAX is worth asking: it knows more clusters, but by signs that single machines have too."""
+    slurm = "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
+    return slurm or "TPU_ML_PLATFORM" in os.environ  # set by JAX itself on a machine with TPU chips
+
+
+def _connect_detected(devices: dict[str, Any]) -> None:
+    try:
+        jax.distributed.initialize(
+            **devices, initialization_timeout=START_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )
+    except ValueError:
+        return  # JAX found none: a TPU machine of its own
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the other hosts of this cluster can't be joined ({reason}); --num_processes=1 trains on this one alone"
+        ) from error
+
+
+def _check_free(address: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator_address={address}: process 0 can't listen there ({error.strerror}); choose another port"
+            ) from None
+
+
+def _await_coordinator(address: str, host: str, port: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator_address={address}: process 0 didn't answer within {START_TIMEOUT} s "
+                    f"({error.strerror or error}); is it running on that host, and is the port open?"
+                ) from None
+        time.sleep(0.5)
+
+
+def is_connected() -> bool:
+    """Whether this process has joined others by `connect`."""
+    return jax.distributed.is_initialized()
+
+
+def disconnect() -> None:
+    """Leaves the other processes when this one ends early: politely for a few seconds, as they may wait for it.
+
+    They are then ended within HEARTBEAT_TIMEOUT seconds. Afterwards the process must end without Python's usual
+    clean-up, in which JAX would wait for the others for minutes.
+    """
+    thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    thread.start()
+    thread.join(_LEAVE_TIMEOUT)
+
+
+def initialise(compilation_cache: str, deterministic: bool = False) -> None:
+    """Sets up JAX for this process; after `connect`, before anything else is asked of JAX.
 
     Args:
         compilation_cache: folder of XLA's persistent cache, "" for none. Everything is kept, the small programs of a
             start too: together they take seconds to compile.
+        deterministic: as config.deterministic. XLA reads it once, when it is first used: where that has happened, as in
+            a notebook, it must have been in XLA_FLAGS from the start.
     """
+    if deterministic and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
     if not compilation_cache:
         return
     jax.config.update("jax_compilation_cache_dir", str(epath.Path(compilation_cache).expanduser()))
@@ -35,9 +167,14 @@ def device_count() -> int:
     return jax.device_count()
 
 
+def process_index() -> int:
+    """Returns this process's number, from 0."""
+    return jax.process_index()
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes."""
-    return jax.process_index() == 0
+    return process_index() == 0
 
 
 def pmap_step(step: Callable, *, donate_state: bool) -> Callable:
@@ -111,8 +248,34 @@ def total(count: int) -> int:
     return count if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(count)).sum())
 
 
+def agree(text: str) -> bool:
+    """Whether all processes say the same; all of them must ask."""
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    return jax.process_count() == 1 or bool((multihost_utils.process_allgather(digest) == digest).all())
+
+
+def reached_preemption(step: int) -> bool:
+    """Whether this is the step after which all processes leave, as one of them was sent SIGTERM.
+
+    JAX notices the signal, and the processes agree on a step that none has passed yet. All must ask after each step.
+    Only for processes that have joined by `connect`.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
 def device_memory() -> int:
-    """Returns the memory of one device, in bytes: for CPU devices, an even part of what this process may use."""
+    """Returns the memory of one device, in bytes: the least of all processes, so that all decide the same by it.
+
+    For CPU devices, an even part of what a process may use.
+    """
+    memory = _local_device_memory()
+    if jax.process_count() == 1:
+        return memory
+    as_bytes = np.array([memory]).view(np.uint8)  # JAX would cut integers to 32 bits
+    return int(multihost_utils.process_allgather(as_bytes).view(np.int64).min())
+
+
+def _local_device_memory() -> int:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:

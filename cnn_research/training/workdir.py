@@ -1,12 +1,15 @@
 """The files of a run beside its checkpoints: config.json, environment.json, results.json."""
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,48 @@ from cnn_research.errors import UserError
 from cnn_research.training import parallel
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml_collections", "numpy")
+
+# What a system says of storage that takes no more. Programs in other languages pass on the words alone.
+_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
+
+
+def locate(workdir: epath.PathLike) -> epath.Path:
+    """Returns the path of a workdir: a local folder or gs://.
+
+    Raises:
+        UserError: the package that reads this kind of storage isn't installed.
+    """
+    path = epath.Path(workdir).expanduser()
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UserError(f"workdir {path}: {error}") from None
+    return path
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether a path is in an object store. There files appear whole when they are closed, and can't be appended to."""
+    return "://" in str(path)
+
+
+@contextlib.contextmanager
+def full_disk_told(workdir: epath.Path) -> Iterator[None]:
+    """Within it, a disk that is full (or over quota, or suddenly read-only) is a mistake that the user can mend.
+
+    Raises:
+        UserError: something in the workdir could not be written. Files are then as they were before, or half-written
+            where the next start cleans up.
+    """
+    try:
+        yield
+    except Exception as error:
+        reasons = [words for words in _FULL if words in str(error)]
+        if not reasons:
+            raise
+        raise UserError(
+            f"workdir {workdir} cannot be written any more ({reasons[0]}); its finished checkpoints are whole: "
+            "make room, and start again to go on from the last one"
+        ) from error
 
 
 def check_same_run(workdir: epath.Path, config: ConfigDict) -> None:
@@ -53,7 +98,7 @@ def claim(workdir: epath.Path) -> AbstractContextManager:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
-        if "://" not in str(workdir):  # an object store has no locks
+        if not is_remote(workdir):  # an object store has no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return lock
     except BlockingIOError:
@@ -131,6 +176,9 @@ def write_json(path: epath.Path, value: Any) -> None:
 
 def write_text(path: epath.Path, text: str) -> None:
     """Likewise for text."""
+    if is_remote(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)

@@ -1,19 +1,87 @@
 """What a run tells: metrics.jsonl, TensorBoard, a progress bar, a profile. The only file that knows TensorBoard."""
 
 import json
+import os
 import re
 import sys
 import time
 from typing import Any
 
 import jax
-import tensorboardX
 from absl import logging
 from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
 from cnn_research.training import parallel
 from cnn_research.training import workdir as files
+
+
+class _Appended:
+    """Lines at the end of a file; on an object store, which can't append, the file is written anew with all lines."""
+
+    INTERVAL = 60  # seconds for which an object store may wait for lines
+
+    def __init__(self, path: epath.Path, lines: list[str]):
+        """Replaces what is there by `lines`."""
+        self._path, self._remote = path, files.is_remote(path)
+        self._lines = lines if self._remote else []
+        if lines or path.exists():
+            files.write_text(path, "".join(lines))
+        self._file = None if self._remote else path.open("a")
+        self._flushed = time.monotonic()
+
+    def write(self, line: str) -> None:
+        """Others can read the line at once; on an object store after INTERVAL seconds or `flush`."""
+        if self._remote:
+            self._lines.append(line)
+            if time.monotonic() - self._flushed > self.INTERVAL:
+                self.flush()
+        else:
+            self._file.write(line)
+            self._file.flush()
+
+    def flush(self) -> None:
+        if self._remote:
+            files.write_text(self._path, "".join(self._lines))
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        if self._file:
+            self._file.close()
+
+
+class _Events:
+    """TensorBoard's file of scalars.
+
+    Not tensorboardX's SummaryWriter: its thread dies when the disk is full, and who hands it rows then waits for ever.
+    """
+
+    INTERVAL = 10  # seconds after which TensorBoard sees what was written
+
+    def __init__(self, workdir: epath.Path, purge_step: int):
+        """Starts a file; TensorBoard hides what others in the folder hold from `purge_step` on."""
+        directory_check(str(workdir))
+        self._writer = EventsWriter(os.path.join(str(workdir), "events"))
+        self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        self._flushed = 0.0
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        if time.monotonic() - self._flushed > self.INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Writer:
@@ -28,18 +96,17 @@ class Writer:
             steps_per_epoch: to name the epoch beside the step.
         """
         self._steps_per_epoch = steps_per_epoch
-        self._rows = self._tensorboard = None
+        self._rows = self._events = None
         self._written = set()
         if not parallel.is_main():
             return
         path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= first_step]
-            files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-            self._written = {(row["step"], row["split"]) for row in kept}
-        self._rows = path.open("a")
+        rows = read_metrics(path) if path.exists() else []
+        kept = [row for row in rows if row["step"] <= first_step]
+        self._written = {(row["step"], row["split"]) for row in kept}
+        self._rows = _Appended(path, [json.dumps(row) + "\n" for row in kept])
         # A run that was killed before its first checkpoint has left rows too: so for first_step 0 as for any other.
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1, flush_secs=10)
+        self._events = _Events(workdir, purge_step=first_step + 1)
 
     def __enter__(self) -> "Writer":
         return self
@@ -47,21 +114,29 @@ class Writer:
     def __exit__(self, *_) -> None:
         if self._rows:
             self._rows.close()
-            self._tensorboard.close()
+            self._events.close()
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes one row: {"step", "epoch", "split", values}, at once readable by others.
+        """Writes one row: {"step", "epoch", "split", values}, at once readable by others (on an object store, later).
 
         A row that is there is not written again: a finished run may be evaluated once more at its last step.
+
+        Raises:
+            OSError: the disk is full.
         """
         if not self._rows or (step, split) in self._written:
             return
         row = {"step": step, "epoch": round(step / self._steps_per_epoch, 4), "split": split, **values}
         self._rows.write(json.dumps(row) + "\n")
-        self._rows.flush()
         tag = re.sub(r"[^\w:%]+", "-", split).strip("-")  # TensorBoard's tags allow no brackets
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{tag}/{name}", value, step)
+        self._events.write(step, {f"{tag}/{name}": value for name, value in values.items()})
+
+    def flush(self) -> None:
+        """Makes sure that the rows so far outlast a kill. To be called before a checkpoint is saved: a run that goes on
+        from it writes only those after it."""
+        if self._rows:
+            self._rows.flush()
+            self._events.flush()
 
 
 def read_metrics(path: epath.Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def rows(workdir: Path, split: str | None = None) -> list[dict]:
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [row for row in map(json.loads, lines) if split in (None, row["split"])]
+
+
+def _wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Waits until a run has written a row of at least this step."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if any(row["step"] >= step for row in rows(workdir)):
+                return
+        except json.JSONDecodeError:  # the last line is being written
+            pass
+        time.sleep(0.002)
+    pytest.fail(f"the run ended before step {step}: {process.communicate()}")
+
+
+@pytest.fixture(scope="session")
+def wait_for_step() -> Callable:
+    return _wait_for_step
 
 
 @pytest.fixture(scope="session")

@@ -13,26 +13,13 @@ from cnn_research.config import base_config
 from cnn_research.training.checkpoints import Checkpoints
 
 
-def wait_for_step(process, workdir, read_rows, step):
-    """Waits until a run has written a row of at least this step."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if any(row["step"] >= step for row in read_rows(workdir)):
-                return
-        except json.JSONDecodeError:  # the last line is being written
-            pass
-        time.sleep(0.002)
-    pytest.fail(f"the run ended before step {step}: {process.communicate()}")
-
-
-def test_sigkill_three_times_gives_the_same_digest(script, reference, results, read_rows, tmp_path):
+def test_sigkill_three_times_gives_the_same_digest(script, wait_for_step, reference, results, read_rows, tmp_path):
     workdir = tmp_path / "run"
     moments = random.Random(0)
     # One kill in each third of the run; the extra moment puts it anywhere between two rows, a save included.
     for first, last in ((10, 40), (40, 80), (80, 110)):
         process = script.start("train", *script.tiny, f"--workdir={workdir}")
-        wait_for_step(process, workdir, read_rows, moments.randrange(first, last, 10))
+        wait_for_step(process, workdir, moments.randrange(first, last, 10))
         time.sleep(moments.uniform(0, 0.05))
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -48,12 +35,14 @@ def test_sigkill_three_times_gives_the_same_digest(script, reference, results, r
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_asked_to_leave_saves_and_goes_on_later(script, reference, results, read_rows, tmp_path, number):
+def test_a_run_that_is_asked_to_leave_saves_and_goes_on_later(
+    script, wait_for_step, reference, results, tmp_path, number
+):
     workdir = tmp_path / "run"
     # No checkpoint is due before the end: the one that is found afterwards was saved on the way out.
     flags = [*script.tiny, f"--workdir={workdir}", "--config.checkpoint.every=120st", "--config.eval_every=120st"]
     process = script.start("train", *flags)
-    wait_for_step(process, workdir, read_rows, 20)
+    wait_for_step(process, workdir, 20)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -69,11 +58,11 @@ def test_a_run_that_is_asked_to_leave_saves_and_goes_on_later(script, reference,
     assert results(workdir)["digest"] == results(reference)["digest"]
 
 
-def test_an_impatient_scheduler_does_not_cost_the_checkpoint(script, read_rows, tmp_path):
+def test_an_impatient_scheduler_does_not_cost_the_checkpoint(script, wait_for_step, tmp_path):
     workdir = tmp_path / "run"
     flags = ["--config.checkpoint.every=100%", "--config.eval_every=100%", "--config.duration=100000st"]
     process = script.start("train", *script.tiny, f"--workdir={workdir}", *flags)
-    wait_for_step(process, workdir, read_rows, 20)
+    wait_for_step(process, workdir, 20)
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.01)

@@ -1,4 +1,6 @@
+import json
 import logging
+import random
 import shutil
 
 import jax
@@ -7,12 +9,13 @@ import optax
 import pytest
 
 from cnn_research.config import CHOICES, base_config
+from cnn_research.errors import UserError
 from cnn_research.models import registry
 from cnn_research.training import parallel
-from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.checkpoints import Checkpoints, Damaged
 from cnn_research.training.optimizers import create_optimizer
 from cnn_research.training.schedules import create_schedule
-from cnn_research.training.state import TrainState, create_state
+from cnn_research.training.state import TrainState, create_state, digest
 
 ABOUT = {
     "version": "0.0",
@@ -133,7 +136,7 @@ def test_folder(tmp_path, monkeypatch, given, opened):
     monkeypatch.setattr("cnn_research.training.checkpoints.ocp.CheckpointManager", manager)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Asked) as asked:
-        Checkpoints(given, config())
+        Checkpoints(given, config(), read_only=True)
     assert str(asked.value) == opened.format(here=tmp_path)
 
 
@@ -234,7 +237,7 @@ def test_another_network_is_not_restored(tmp_path):
     with Checkpoints(tmp_path / "c", config()) as checkpoints:
         checkpoints.save(state, ABOUT, None)
         other = registry.create_model("convnet", 5, filters=(2,), batch_norm="after_conv", dense=())
-        with pytest.raises(ValueError):
+        with pytest.raises(Damaged, match="checkpoint 7 can't be read"):
             checkpoints.restore(7, create_state(other, optax.sgd(0.1), 0, (4, 4, 1)))
 
 
@@ -289,3 +292,182 @@ def test_metrics_keep_every_digit(tmp_path):
     save_all(tmp_path / "c", config(), [(1, metrics)])
     with Checkpoints(tmp_path / "c", config()) as checkpoints:
         assert checkpoints.best == {"step": 1, **metrics}
+
+
+# ------------------------------------------------------------------------------------------- what is damaged
+
+
+def flip(path, where=0.5):
+    """Turns one byte in the middle of a file into another."""
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 0xFF
+    path.write_bytes(content)
+
+
+def cut(path, where=0.5):
+    path.write_bytes(path.read_bytes()[: int(where * path.stat().st_size)])
+
+
+def edit(path):
+    """JSON that is still JSON, of other values."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 2.5}))
+
+
+def arrays(part):
+    """The file that holds a part's arrays."""
+    return lambda step: next((step / part / "d").iterdir())
+
+
+DAMAGE = {
+    "arrays of the network cut short": (arrays("network"), cut),
+    "arrays of the network emptied": (arrays("network"), lambda path: cut(path, 0)),
+    "arrays of the network changed": (arrays("network"), flip),
+    "arrays of the network gone": (arrays("network"), lambda path: path.unlink()),
+    "arrays of the optimizer changed": (arrays("training"), flip),
+    "index of the arrays cut short": (lambda step: step / "network" / "manifest.ocdbt", cut),
+    "index of the arrays gone": (lambda step: step / "network" / "manifest.ocdbt", lambda path: path.unlink()),
+    "metadata of the optimizer gone": (lambda step: step / "training" / "_METADATA", lambda path: path.unlink()),
+    "metadata of the optimizer cut short": (lambda step: step / "training" / "_METADATA", cut),
+    "metadata of the network cut short": (lambda step: step / "network" / "_METADATA", cut),
+    "network gone": (lambda step: step / "network", shutil.rmtree),
+    "optimizer gone": (lambda step: step / "training", shutil.rmtree),
+    "about cut short": (lambda step: step / "about" / "metadata", cut),
+    "about changed": (lambda step: step / "about" / "metadata", edit),
+    "about gone": (lambda step: step / "about", shutil.rmtree),
+    "everything gone": (
+        lambda step: step,
+        lambda step: [shutil.rmtree(path) for path in step.iterdir() if path.is_dir()],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+    """A folder with a good checkpoint of step 6 and one of step 7, and what is in them."""
+    folder = tmp_path_factory.mktemp("two") / "c"
+    like, seven = real_state("momentum")
+    six = jax.tree.map(lambda leaf: leaf - 1, seven)
+    with Checkpoints(folder, config(keep=2)) as checkpoints:
+        checkpoints.save(six, ABOUT, scores(0.9))
+        checkpoints.save(seven, ABOUT, scores(0.1))
+    return folder, like, six, seven
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_is_noticed_and_the_one_before_used(two_saved, tmp_path, caplog, name):
+    folder, like, six, _ = two_saved
+    folder = shutil.copytree(folder, tmp_path / "c")
+    find, damage = DAMAGE[name]
+    damage(find(folder / "7"))
+    caplog.set_level(logging.WARNING)
+    with Checkpoints(folder, config(keep=2)) as checkpoints:
+        state, about = checkpoints.restore_latest(like)
+        assert_equal(state, six)
+        assert about["best"]["step"] == checkpoints.best["step"] == checkpoints.latest_step == 6
+        (told,) = [
+            record.getMessage() for record in caplog.records if "using checkpoint 6 instead" in record.getMessage()
+        ]
+        assert "checkpoint 7" in told and str(folder) in told and "\n" not in told
+        # Step 7 comes again, and is saved again.
+        checkpoints.save(jax.tree.map(lambda leaf: leaf + 1, six), ABOUT, scores(0.2))
+    assert steps_on_disk(folder) == [6, 7] and (tmp_path / "damaged_checkpoint_7").is_dir()
+    with Checkpoints(folder, config(keep=2)) as checkpoints:
+        assert int(checkpoints.restore_latest(like)[0].step) == 7
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGE if "optimizer" not in name])
+def test_evaluation_notices_it_too_and_changes_nothing(two_saved, tmp_path, name):
+    folder, _, six, _ = two_saved
+    folder = shutil.copytree(folder, tmp_path / "c")
+    find, damage = DAMAGE[name]
+    damage(find(folder / "7"))
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpoints(folder, config(), read_only=True) as checkpoints:
+        step, network = checkpoints.restore_latest_network()
+        assert step == 6
+        assert_equal(network, six.variables)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("use", ["restore_latest", "restore_latest_network", "restore_best_network"])
+def test_nothing_is_begun_anew_where_no_checkpoint_is_whole(two_saved, tmp_path, use):
+    folder, like, _, _ = two_saved
+    folder = shutil.copytree(folder, tmp_path / "c")
+    for step in folder.iterdir():
+        flip(arrays("network")(step))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as caught, Checkpoints(folder, config()) as checkpoints:
+        getattr(checkpoints, use)(*[like] * (use == "restore_latest"))
+    assert str(folder) in str(caught.value) or "checkpoint 6" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_none_is_none(tmp_path):
+    like, _ = real_state("sgd")
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        assert checkpoints.restore_latest(like) is None
+        assert checkpoints.restore_latest_network() is None and checkpoints.restore_best_network() is None
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("damage", [cut, flip, lambda path, _: path.unlink()], ids=["cut", "flip", "delete"])
+def test_whatever_happens_to_any_file_no_wrong_state_is_restored(two_saved, tmp_path, damage):
+    """Each file of a checkpoint in turn, at a random place."""
+    source, like, six, seven = two_saved
+    places, noticed = random.Random(0), 0
+    files = sorted(path.relative_to(source) for path in (source / "7").rglob("*") if path.is_file())
+    for number, file in enumerate(files):
+        folder = shutil.copytree(source, tmp_path / str(number))
+        damage(folder / file, places.random())
+        with Checkpoints(folder, config(keep=2)) as checkpoints:
+            state, _ = checkpoints.restore_latest(like)
+        expected = {6: six, 7: seven}[int(state.step)]
+        assert_equal(state, expected)
+        noticed += int(state.step) == 6
+        print(file, "->", int(state.step))
+    assert noticed >= 5
+
+
+def test_checkpoints_of_older_versions_have_no_digests(two_saved, tmp_path):
+    source, like, _, seven = two_saved
+    folder = shutil.copytree(source, tmp_path / "c")
+    path = folder / "7" / "about" / "metadata"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "digests"}))
+    with Checkpoints(folder, config()) as checkpoints:
+        assert_equal(checkpoints.restore_latest(like)[0], seven)
+
+
+def test_digest_of_the_network_is_that_of_the_results(two_saved):
+    folder, _, _, seven = two_saved
+    digests = json.loads((folder / "7" / "about" / "metadata").read_text())["digests"]
+    assert digests["network"] == digest(seven.variables) and set(digests) == {"network", "training", "about"}
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_a_kill_left_half_deleted_goes(tmp_path, keep):
+    """The run was killed while the checkpoint before the last was deleted, and has nothing left to save."""
+    folder = tmp_path / "c"
+    save_all(folder, config(keep=3), [(1, None), (2, None), (3, None)])
+    shutil.rmtree(folder / "1" / "network")
+    with Checkpoints(folder, config(keep)) as checkpoints:
+        assert int(checkpoints.restore_latest(tiny(0))[0].step) == 3
+    assert steps_on_disk(folder) == [2, 3][-keep:]
+
+
+def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
+    save_all(tmp_path / "c", config(), [(1, None)])
+    monkeypatch.setattr(parallel, "agree", lambda text: False)
+    with Checkpoints(tmp_path / "c", config()) as checkpoints, pytest.raises(UserError, match="storage that all"):
+        checkpoints.restore_latest(tiny(0))
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    save_all(tmp_path / "c", config(), [(1, scores(0.5))])
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(parallel, "is_main", lambda: False)
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        assert int(checkpoints.restore_latest(tiny(0))[0].step) == 1
+        checkpoints.save(tiny(2), ABOUT, scores(0.9))
+        assert checkpoints.best["step"] == 2 and not checkpoints.is_best(scores(0.8))  # as the one that writes
+    assert sorted(tmp_path.rglob("*")) == before
