@@ -31,6 +31,7 @@ NETWORKS = {
             "--config.dataset.train_split=train[:512]", "--config.dataset.eval_split=test[:90]",
             "--config.dataset.test_split=test[:90]", "--config.duration=40st", "--config.eval_every=20st",
             "--config.checkpoint.every=10st",
+            "--config.dataset.feed=streaming",  # each host decodes its share
             # Statistics over all devices. Slow enough that the rounding of other sums isn't blown up.
             "--config.optimizer.name=nesterov", "--config.optimizer.learning_rate=0.002",
         ],
