@@ -120,10 +120,11 @@ test-full: .venv/dev ## run what takes long, an hour in all: networks at full de
 test-smoke: .venv/dev ## train two steps of every config on generated images
 	.venv/bin/python -m pytest -q -m smoke $(ARGS)
 
-lint: .venv/dev ## check style, formatting and the direction of imports
+lint: .venv/dev ## check style, formatting, the direction of imports, and shell scripts
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/lint-imports
+	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run
 
 format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff check --fix

@@ -5,7 +5,6 @@ An experiment config is a short diff of `base_config()`; the command line overri
 """
 
 import json
-import math
 import re
 from typing import Any
 
@@ -16,6 +15,8 @@ from cnn_research.errors import UserError, suggest
 
 # The values that a field with a closed list may take. The code that reads the field has one branch for each.
 CHOICES = {
+    "init.checkpoint": ("latest", "best"),
+    "init.head": ("keep", "new"),
     "dataset.feed": ("auto", "resident", "streaming"),
     "dataset.train_crop": ("none", "random_resized_crop"),
     "dataset.worker_kind": ("threads", "processes"),
@@ -98,6 +99,14 @@ def base_config() -> ConfigDict:
     config.model.auxiliary_heads = placeholder(bool)  # googlenet: two more classifiers, in training only
     config.model.remat = placeholder(bool)  # densenet: less memory in training, for some recomputation
 
+    # What training starts from, unless it goes on from a checkpoint of its own.
+    config.init = ConfigDict()
+    # Folder of an earlier run, or a .pth or .safetensors file of torchvision's or timm's; "" = initial values alone.
+    config.init.weights = ""
+    config.init.checkpoint = "latest"  # of an earlier run: latest | best
+    # Of the layer whose units are the classes. With another number of classes it is new in any case.
+    config.init.head = "keep"  # keep | new
+
     config.dataset = ConfigDict()
     # digits | shapes, "shapes:96" of 96x96 pixels | folder:PATH: images in a folder for each class or a labels.csv
     # | a TFDS dataset prepared as array_record: "mnist", "cifar10:3.0.2"
@@ -163,8 +172,8 @@ def base_config() -> ConfigDict:
     config.optimizer.clip = "none"
     config.optimizer.clip_threshold = 1.0  # > 0: a norm, a magnitude; adaptive: gradient over weight, such as 0.01
     # Parameters by regular expressions, searched for in paths such as "conv1/kernel": "^conv1/" is one layer.
-    config.optimizer.freeze = ()  # of what is not trained, such as ("^conv", "^norm")
-    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^head=10", "bias=2"); of several the first
+    config.optimizer.freeze = ()  # of what is not trained: ("^conv1/", "^layer1"); all but the head: ("^(?!output)",)
+    config.optimizer.learning_rate_multipliers = ()  # > 0, such as ("^output=10", "bias=2"); of several the first
     config.optimizer.lookahead_steps = 0  # slow weights follow after this many (Zhang et al. 2019), say 5; 0 = none
     config.optimizer.lookahead_alpha = 0.5  # in (0, 1]: how far they follow
 
@@ -319,37 +328,6 @@ def to_span(text: str, **sizes: int | None) -> tuple[int, int]:
     if len(steps) != 2 or steps[0] >= steps[1]:
         raise UserError(f'{text!r} is not a span: write the beginning and a later end, such as "100st:110st"')
     return steps[0], steps[1]
-
-
-# ------------------------------------------------------------------------------------- parameters by their path
-
-
-def parse_pattern(text: str) -> re.Pattern:
-    """Compiles a regular expression of `optimizer.freeze`.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise UserError(f"{text!r} is not a regular expression: {error}") from None
-
-
-def parse_multiplier(text: str) -> tuple[re.Pattern, float]:
-    """Reads one of `optimizer.learning_rate_multipliers`, "PATTERN=FACTOR", cut at its last "=".
-
-    Raises:
-        UserError: the pattern is no regular expression, or the factor no number above 0.
-    """
-    pattern, equals, factor = text.rpartition("=")
-    try:
-        value = float(factor)
-    except ValueError:
-        value = 0.0
-    if not (equals and pattern and 0 < value < math.inf):
-        raise UserError(f'{text!r} is not a pattern and a factor above 0, such as "^head=10"')
-    return parse_pattern(pattern), value
 
 
 # ------------------------------------------------------------------------------------------------- fields

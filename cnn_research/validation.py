@@ -1,6 +1,7 @@
 """What a config may hold, checked before anything is read or compiled, all problems at once."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,6 @@ from cnn_research.config import (
     flatten,
     get_field,
     model_fields,
-    parse_multiplier,
-    parse_pattern,
     set_field,
     to_span,
     to_steps,
@@ -153,7 +152,7 @@ def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None],
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
         require(0 <= get_field(config, field) < 1, field, "must be at least 0 and below 1")
     for pattern in optimizer.freeze:
-        attempt("optimizer.freeze", parse_pattern, pattern)
+        attempt("optimizer.freeze", _parse_pattern, pattern)
     for text in optimizer.learning_rate_multipliers:
         attempt("optimizer.learning_rate_multipliers", parse_multiplier, text)
     require(optimizer.lookahead_steps >= 0, "optimizer.lookahead_steps", "must be at least 0 (0 = no lookahead)")
@@ -176,6 +175,34 @@ def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None],
     require(enough, "loss.class_weights", "needs one value of at least 0, or one a class, and not only zeros")
     if loss.name == "hinge":
         require(loss.label_smoothing <= 0, "loss.label_smoothing", "the hinge loss has no probabilities to smooth")
+
+
+def parse_multiplier(text: str) -> tuple[re.Pattern, float]:
+    """Reads one of `optimizer.learning_rate_multipliers`, "PATTERN=FACTOR", cut at its last "=".
+
+    Raises:
+        UserError: the pattern is no regular expression, or the factor no number above 0.
+    """
+    pattern, equals, factor = text.rpartition("=")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = 0.0
+    if not (equals and pattern and 0 < value < math.inf):
+        raise UserError(f'{text!r} is not a pattern and a factor above 0, such as "^output=10"')
+    return _parse_pattern(pattern), value
+
+
+def _parse_pattern(text: str) -> re.Pattern:
+    """Compiles a regular expression of `optimizer.freeze`.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"{text!r} is not a regular expression: {error}") from None
 
 
 def _type_problem(value: Any, default: Any) -> str:

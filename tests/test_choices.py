@@ -14,6 +14,7 @@ from cnn_research.data import resize, views
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.data.streaming import StreamingFeed
+from cnn_research.errors import UserError
 from cnn_research.models import layers, registry, resnet
 from cnn_research.training import losses, metrics, optimizers, parallel, schedules
 from cnn_research.training.checkpoints import Checkpoints
@@ -116,7 +117,20 @@ def use_matmul_precision(value, digits, tmp_path):
     parallel.set_matmul_precision("default")
 
 
+def use_init(field):
+    """What becomes of the weights is looked at in tests/training/test_pretrained.py."""
+
+    def use(value, digits, tmp_path):
+        config = changed(**{f"init__{field}": value, "init__weights": str(tmp_path / "none")})
+        with pytest.raises(UserError, match="neither a folder"):
+            Experiment(config, ResidentFeed(digits, image_size=32)).initial_state()
+
+    return use
+
+
 READERS = {
+    "init.checkpoint": use_init("checkpoint"),
+    "init.head": use_init("head"),
     "dataset.feed": use_feed,
     "dataset.train_crop": use_streaming("crop"),
     "dataset.worker_kind": use_streaming("worker_kind"),

@@ -116,6 +116,17 @@ def test_every_package_directory_is_listed():
         assert (ROOT / name.replace(".", "/") / "__init__.py").is_file(), name
 
 
+def test_every_other_file_of_the_package_is_installed():
+    listed = {
+        file
+        for name, patterns in PROJECT["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for file in (ROOT / name.replace(".", "/")).glob(pattern)
+    }
+    others = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert others == listed
+
+
 @pytest.mark.parametrize(("name", "place"), PLACES.items())
 def test_has_one_place(name, place):
     elsewhere = [file.relative_to(PACKAGE).as_posix() for file in FILES if uses(file.read_text(), name)]

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -71,18 +71,41 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
 
 def given_config() -> ConfigDict:
     """Returns FLAGS.config with what the command line sets to None."""
-    config = FLAGS.config
     for field in _unset:
-        *sections, name = field.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        section[name] = None
-    return config
+        configs.set_field(FLAGS.config, field, None)
+    return FLAGS.config
 
 
-def _checked_overrides(argv: Sequence[str]) -> list[str]:
+def overridden_config(path: str, texts: Mapping[str, str]) -> ConfigDict:
+    """Returns the config of a file with fields set as the command line would set them.
+
+    Args:
+        path: of the file, with its mode after a colon if it is given one.
+        texts: by field, such as {"optimizer.learning_rate": "0.1", "model.filters": "16,32"}.
+
+    Raises:
+        UserError: there is no such file or field, or a text can't be read as the field's type.
+    """
+    unset = []
+    overrides = [f"--config.{field}={text}" for field, text in texts.items()]
+    argv = _checked_overrides(["", f"--config={path}", *overrides], unset)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    for field in unset:
+        configs.set_field(values.config, field, None)
+    return values.config
+
+
+def _checked_overrides(argv: Sequence[str], unset: list[str] | None = None) -> list[str]:
     """Loads the config file and looks up each --config.x.y in it: ml_collections would answer with a traceback.
+
+    Args:
+        argv: a command line.
+        unset: gets the fields that are set to None; by default those of this process's own command line.
 
     Returns:
         The arguments without fields that are set to None: `given_config` does that. In the others, what is meant as
@@ -90,6 +113,7 @@ def _checked_overrides(argv: Sequence[str]) -> list[str]:
         one text and refuses the second.
     """
     argv, path, overrides, dropped = list(argv), None, [], set()
+    unset = _unset if unset is None else unset
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
@@ -110,7 +134,7 @@ def _checked_overrides(argv: Sequence[str]) -> list[str]:
                 raise UserError(f"{name}: {where} has no field {part!r}.{suggest(part, choices)} ({listed})")
             parent, section = section, section[part]
         if place < len(argv) and argv[place] == f"{before_value}None":
-            _unset.append(field)
+            unset.append(field)
             dropped.update({place, place if before_value else place - 1})
         elif parent.get_type(part) is tuple and place < len(argv):
             argv[place] = before_value + _quoted(argv[place].removeprefix(before_value))

@@ -46,7 +46,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
     feeds = open_feeds(config, (eval_split, test_split), train_split)
     experiment = Experiment(config, feeds[train_split])
-    initial = experiment.initial_state()
+    resuming = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    initial = experiment.initial_state(load_weights=not resuming)
     for split in (eval_split, test_split):
         experiment.check_evaluation(initial.network, feeds[split], experiment.input_shape)
     steps = experiment.train_step(), experiment.eval_step()

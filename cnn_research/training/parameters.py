@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cnn_research.config import parse_multiplier
 from cnn_research.errors import UserError
+from cnn_research.validation import parse_multiplier
 
 
 def kernels(params: Any) -> Any:
@@ -21,20 +21,12 @@ def kernels(params: Any) -> Any:
 
 
 def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of the patterns of `config.optimizer.freeze` is found in a path."""
+    """Whether one of `config.optimizer.freeze` is found in the path of a parameter or a batch statistic."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
 def frozen(tree: Any, patterns: tuple[str, ...]) -> Any:
-    """Marks what a pattern is found in the path of.
-
-    Args:
-        tree: parameters, or batch statistics.
-        patterns: `config.optimizer.freeze`.
-
-    Returns:
-        A tree of bool.
-    """
+    """Marks what is frozen: parameters or batch statistics -> a tree of bool."""
     return _map_paths(lambda path: is_frozen(path, patterns), tree)
 
 

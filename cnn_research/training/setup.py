@@ -21,7 +21,7 @@ from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import registry
-from cnn_research.training import losses, optimizers, parallel, parameters, schedules
+from cnn_research.training import losses, optimizers, parallel, parameters, pretrained, schedules
 from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, network_input, train_step
 
@@ -198,12 +198,17 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"config.augment={self._config.augment!r}: {error}") from None
 
-    def initial_state(self) -> TrainState:
+    def initial_state(self, load_weights: bool = True) -> TrainState:
         """Initialises the parameters.
 
+        Args:
+            load_weights: take the values that config.init.weights asks for, if any; without need where a checkpoint
+                will replace them.
+
         Raises:
-            UserError: the warm-up is longer than training, or the images don't fit the augmentation or are too small
-                for the network; that message names the layer and its arithmetic.
+            UserError: these values can't be had, or are another network's; the warm-up is longer than training; or the
+                images don't fit the augmentation or are too small for the network: that message names the layer and its
+                arithmetic.
         """
         try:
             return create_state(
@@ -213,9 +218,13 @@ class Experiment:
                 self.input_shape,
                 averaging=self._config.ema_decay > 0,
                 loss_scaling=self._config.precision == "float16",
+                load=self._load if load_weights and self._config.init.weights else None,
             )
         except ValueError as error:
             raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
+
+    def _load(self, variables: Any) -> Any:
+        return pretrained.load(self._config.init, self._config.model.name, self.model, self.input_shape[:2], variables)
 
     def check_evaluation(self, variables: Any, feed: Feed, trained_on: Sequence[int]) -> None:
         """Makes sure that the network can see the evaluation views of a feed's images, without computing anything.

@@ -1,6 +1,7 @@
 """What training changes: the step, the parameters, the batch statistics and the optimizer's state."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,6 +69,7 @@ def create_state(
     *,
     averaging: bool = False,
     loss_scaling: bool = False,
+    load: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> TrainState:
     """Initialises a network and its optimizer.
 
@@ -78,12 +80,14 @@ def create_state(
         image_shape: (H, W, C) of the images it will see.
         averaging: keep moving averages of parameters and batch statistics.
         loss_scaling: multiply the loss, for gradients that float16 can hold.
+        load: changes the initial {"params", "batch_stats"}.
 
     Raises:
         ValueError: the images are too small for the network; the message names the layer and its arithmetic.
     """
     variables = registry.init_variables(model, jax.random.key(seed), image_shape)
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    variables = load(variables) if load else variables
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         **variables,

@@ -180,7 +180,8 @@ def train_step(
     )
     if ema_decay:
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        average = functools.partial(jax.tree.map, lambda old, new: decay * old + (1 - decay) * new)
+        # In this form what stays the same stays so to the bit: frozen parameters.
+        average = functools.partial(jax.tree.map, lambda old, new: old + (1 - decay) * (new - old))
         new_state = new_state.replace(averaged=average(state.averaged, new_state.variables))
     numbers = {
         "learning_rate": jnp.asarray(schedule(state.step) * state.learning_rate_scale, jnp.float32),

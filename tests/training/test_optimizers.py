@@ -227,7 +227,7 @@ def test_clipping(kind, threshold, scale):
 # ------------------------------------------------------------------------------- freezing, multipliers, lookahead
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["momentum", "lamb", "lars", "muon"])  # each with another kind of state or mask
 def test_frozen_parameters_are_as_if_there_were_none(name):
     frozen = {"conv1/kernel", "conv1/bias", "norm/scale"}
     fields = {"name": name, "weight_decay": DECAY, "decay": "all", "clip": "global_norm", "lookahead_steps": 2}
@@ -259,7 +259,7 @@ def test_learning_rate_multipliers():
     params, grads = nested(normal(0)), nested(normal(1))
     updates = []
     for optimizer in (create(**fields), create(**fields, learning_rate_multipliers=multipliers)):
-        updates.append(flatten(optimizer.update(grads, optimizer.init(params), params)[0]))
+        updates.append(flatten(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]))
     plain, multiplied = updates
     for path, factor in expected.items():
         np.testing.assert_allclose(multiplied[path], factor * plain[path], rtol=1e-6, err_msg=path)
@@ -295,7 +295,7 @@ def test_lookahead():
 # The peak for the network below; what Adam and its kin are given is about a tenth of what gradient descent is.
 PEAKS = {
     **{"sgd": 0.5, "momentum": 0.1, "nesterov": 0.1, "rmsprop": 0.001, "lars": 0.2, "lion": 0.003},
-    **{"adam": 0.02, "adamw": 0.02, "nadamw": 0.02, "lamb": 0.02, "muon": 0.02},
+    **{"adam": 0.02, "adamw": 0.02, "nadamw": 0.02, "lamb": 0.05, "muon": 0.02},
 }
 STEPS = 120
 

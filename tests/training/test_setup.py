@@ -27,6 +27,55 @@ def test_a_warmup_longer_than_training_is_refused_before_anything_is_initialised
         experiment("test[:50]", "11st").initial_state()
 
 
+# 20 images in batches of 5, for 10 epochs: 40 steps, 4 an epoch. Rates at a peak of 1, by hand.
+@pytest.mark.parametrize(
+    ("fields", "rates"),
+    [
+        ({"name": "constant", "warmup": "1ep"}, {0: 0.25, 3: 1, 39: 1}),
+        ({"name": "plateau", "warmup": "20ex"}, {0: 0.25, 3: 1, 39: 1}),
+        ({"name": "step", "boundaries": ("5ep", "150ex"), "factor": 0.5}, {19: 1, 20: 0.5, 29: 0.5, 30: 0.25}),
+        ({"name": "piecewise", "boundaries": ("50%", "30st"), "multipliers": (0.5, 2.0)}, {19: 1, 20: 0.5, 30: 2}),
+        ({"name": "exponential", "period": "2ep", "factor": 0.5, "end": 0.1}, {0: 1, 8: 0.5, 16: 0.25, 39: 0.1}),
+        ({"name": "cosine", "end": 0.5}, {0: 1, 20: 0.75}),
+        ({"name": "linear", "warmup": "10%", "end": 0.5}, {3: 1, 4: 1, 22: 0.75}),
+        ({"name": "polynomial", "power": 3.0}, {0: 1, 20: 0.125}),
+        ({"name": "one_cycle", "warmup": "50%"}, {0: 0.04, 20: 1}),
+        ({"name": "warm_restarts", "period": "50ex", "period_multiplier": 2.0}, {0: 1, 5: 0.5, 10: 1, 20: 0.5, 30: 1}),
+    ],
+    ids=lambda x: x.get("name"),
+)
+def test_every_field_of_the_schedule_arrives(fields, rates):
+    config = base_config()
+    config.batch_size, config.duration, config.optimizer.learning_rate = 5, "10ep", 1.0
+    config.schedule.update(fields)
+    schedule = Experiment(config, ResidentFeed(open_source("digits", "test[:20]")))._schedule
+    assert {step: float(schedule(step)) for step in rates} == pytest.approx(rates, rel=1e-5)
+
+
+def test_boundaries_out_of_order_are_refused_where_each_has_a_multiplier():
+    config = base_config()
+    config.batch_size, config.duration = 5, "10ep"
+    config.schedule.update(name="piecewise", boundaries=("50%", "10st"))
+    made = Experiment(config, ResidentFeed(open_source("digits", "test[:20]")))
+    with pytest.raises(UserError, match=r"config\.schedule\.boundaries=.*: in steps \(20, 10\), not in ascending"):
+        made.initial_state()
+
+
+def test_class_weights_are_counted_when_the_classes_are_known():
+    config = base_config()
+    config.loss.class_weights = (1.0, 2.0)
+    with pytest.raises(UserError, match=r"config\.loss\.class_weights=\(1\.0, 2\.0\): the dataset has 10 classes"):
+        Experiment(config, ResidentFeed(open_source("digits", "test[:20]")))
+
+
+def test_frozen_pattern_that_is_nowhere_is_told_when_the_network_is_initialised():
+    config = base_config()
+    config.dataset.image_size, config.optimizer.freeze = 28, ("^conv1/",)
+    made = Experiment(config, ResidentFeed(open_source("digits", "test[:50]"), image_size=28))
+    with pytest.raises(UserError, match=r"config\.optimizer\.freeze: '\^conv1/' is found in no parameter's path; .*C1"):
+        made.initial_state()
+
+
 def test_evaluation_asks_for_no_schedule():
     experiment("test[:50]", "11st").eval_step()
 
