@@ -114,7 +114,7 @@ test: .venv/dev ## run the tests; ARGS= for pytest, such as -k lenet
 test-zoo: .venv/dev ## run the tests of the large networks
 	.venv/bin/python -m pytest -q -m zoo $(ARGS)
 
-test-full: .venv/dev ## train one step of every network at its full depth, in a quarter of an hour
+test-full: .venv/dev ## run what takes long, an hour in all: networks at full depth, many kills, several hosts; ARGS=FILE for a part
 	.venv/bin/python -m pytest -q -m full $(ARGS)
 
 test-smoke: .venv/dev ## train two steps of every config on generated images

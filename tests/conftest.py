@@ -8,9 +8,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from cnn_research.data.sources import open_source
@@ -83,3 +87,31 @@ def tiny_tfds(tmp_path_factory) -> str:
     }
     _prepare_tfds(data_dir, "tiny_digits", {"train": examples("train", 200), "test": examples("test", 60)}, features)
     return data_dir
+
+
+class _Bucket(MemoryFileSystem):
+    """Stands for Google Cloud Storage: files are written whole, and no process but this one sees them."""
+
+    protocol = ("gs", "gcs")
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://").removeprefix("gcs://"))
+
+    def _open(self, path, mode="rb", **options):
+        if mode not in ("rb", "wb"):
+            raise NotImplementedError(f"an object store has no mode {mode!r}")
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket gs://bucket, empty, that epath reads and writes."""
+    for protocol in _Bucket.protocol:
+        fsspec.register_implementation(protocol, _Bucket, clobber=True)
+    _Bucket.store.clear()
+    _Bucket.pseudo_dirs[:] = ["", "/bucket"]
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    return epath.Path("gs://bucket")

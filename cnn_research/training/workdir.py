@@ -159,7 +159,9 @@ def _git_commit() -> str | None:
     package = Path(cnn_research.__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True).stdout
+        # Without locks: a run that is killed here must not leave one behind in the user's checkout.
+        command = ["git", "--no-optional-locks", "-C", package, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
         if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != package.parent:

@@ -16,14 +16,17 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
+from cnn_research.errors import UserError
 from cnn_research.training import parallel
 from cnn_research.training import workdir as files
+
+# Seconds for which rows may wait before others can see them: locally those of TensorBoard alone, while an object store
+# takes whole files each time.
+_LOCAL_INTERVAL, _REMOTE_INTERVAL = 10, 60
 
 
 class _Appended:
     """Lines at the end of a file; on an object store, which can't append, the file is written anew with all lines."""
-
-    INTERVAL = 60  # seconds for which an object store may wait for lines
 
     def __init__(self, path: epath.Path, lines: list[str]):
         """Replaces what is there by `lines`."""
@@ -35,10 +38,10 @@ class _Appended:
         self._flushed = time.monotonic()
 
     def write(self, line: str) -> None:
-        """Others can read the line at once; on an object store after INTERVAL seconds or `flush`."""
+        """Others can read the line at once; on an object store a minute later, or after `flush`."""
         if self._remote:
             self._lines.append(line)
-            if time.monotonic() - self._flushed > self.INTERVAL:
+            if time.monotonic() - self._flushed > _REMOTE_INTERVAL:
                 self.flush()
         else:
             self._file.write(line)
@@ -61,19 +64,21 @@ class _Events:
     Not tensorboardX's SummaryWriter: its thread dies when the disk is full, and who hands it rows then waits for ever.
     """
 
-    INTERVAL = 10  # seconds after which TensorBoard sees what was written
-
     def __init__(self, workdir: epath.Path, purge_step: int):
         """Starts a file; TensorBoard hides what others in the folder hold from `purge_step` on."""
         directory_check(str(workdir))
-        self._writer = EventsWriter(os.path.join(str(workdir), "events"))
+        try:
+            self._writer = EventsWriter(os.path.join(str(workdir), "events"))
+        except ImportError as error:  # of the package for this kind of storage
+            raise UserError(f"workdir {workdir}: {error}") from None
+        self._interval = _REMOTE_INTERVAL if files.is_remote(workdir) else _LOCAL_INTERVAL
         self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
         self._flushed = 0.0
 
     def write(self, step: int, values: dict[str, float]) -> None:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
-        if time.monotonic() - self._flushed > self.INTERVAL:
+        if time.monotonic() - self._flushed > self._interval:
             self.flush()
 
     def flush(self) -> None:

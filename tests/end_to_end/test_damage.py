@@ -1,7 +1,6 @@
 """Storage that fails: damaged checkpoints, full disks; and checkpoints on other machines."""
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -49,11 +48,12 @@ def test_nothing_is_begun_anew_when_all_are_damaged(script, interrupted):
     assert sorted(interrupted.rglob("*")) == before
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits the files of another process")
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(script, interrupted, results):
     """The system forbids files of more than some kilobytes: what a run writes fits, but for a checkpoint's arrays."""
     flags = [*script.tiny, f"--workdir={interrupted}", "--config.duration=140st"]
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
-    process = script.start("train", *flags, preexec_fn=limit)
+    process = script.start("train", *flags)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (5000, 5000))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
     (error,) = [line for line in err.splitlines() if line.startswith("error: ")]

@@ -34,6 +34,12 @@ def test_sigkill_three_times_gives_the_same_digest(script, wait_for_step, refere
     assert [row["step"] for row in read_rows(workdir)] == [row["step"] for row in read_rows(reference)]
 
 
+def test_the_same_seed_gives_the_same_digest(script, reference, results, tmp_path):
+    """On a CPU always: what config.deterministic asks of XLA is for GPUs, but XLA must know it everywhere."""
+    script.run("train", *script.tiny, f"--workdir={tmp_path}/run", "--config.deterministic=true")
+    assert results(tmp_path / "run")["digest"] == results(reference)["digest"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_leave_saves_and_goes_on_later(
     script, wait_for_step, reference, results, tmp_path, number

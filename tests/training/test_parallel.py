@@ -1,8 +1,12 @@
+import os
+import socket
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnn_research.errors import UserError
 from cnn_research.training import parallel
 
 DEVICES = 8
@@ -158,3 +162,130 @@ def test_shard_refuses_what_cannot_be_shared(size):
 @pytest.mark.parametrize(("size", "rounded"), [(1, 8), (7, 8), (8, 8), (9, 16), (512, 512), (513, 520)])
 def test_round_up(size, rounded):
     assert parallel.round_up(size) == rounded
+
+
+# ---------------------------------------------------------------------------------------------------- many hosts
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What jax.distributed.initialize is asked for; in a process that stands on no cluster."""
+    for name in ("TPU_ML_PLATFORM", "SLURM_NTASKS", "SLURM_STEP_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
+    return calls
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+TIMEOUTS = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 30}
+
+
+def test_a_process_alone_asks_nobody(asked):
+    parallel.connect()
+    parallel.connect(num_processes=1)
+    parallel.connect("10.0.0.1:1234", 1, 0)
+    assert asked == [] and not parallel.is_connected()
+
+
+def test_the_coordinator_and_another_process(asked, port):
+    parallel.connect(f"localhost:{port}", 2, 0)
+    with socket.create_server(("localhost", port)):
+        parallel.connect(f"localhost:{port}", 2, 1, local_device_ids=[0, 1])
+    common = {"coordinator_address": f"localhost:{port}", "num_processes": 2} | TIMEOUTS
+    assert asked == [common | {"process_id": 0}, common | {"process_id": 1, "local_device_ids": [0, 1]}]
+
+
+@pytest.mark.parametrize(
+    ("environment", "detected"),
+    [
+        ({"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2"}, True),
+        ({"SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "1"}, False),  # one task
+        ({"SLURM_NTASKS": "4"}, False),  # a batch script that starts Python without srun
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "OMPI_COMM_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_clusters_are_left_to_jax(asked, monkeypatch, environment, detected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    parallel.connect(local_device_ids=[0, 1])
+    assert asked == ([{"local_device_ids": [0, 1]} | TIMEOUTS] if detected else [])
+    parallel.connect(num_processes=1)  # alone in spite of it
+    assert len(asked) == detected
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(ValueError("coordinator_address should be defined."), False), (RuntimeError("no DNS"), True)]
+)
+def test_a_cluster_that_cannot_be_joined(asked, monkeypatch, error, told):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
+    if told:
+        with pytest.raises(UserError, match=r"can't be joined \(no DNS\); --num_processes=1 trains on this one alone"):
+            parallel.connect()
+    else:
+        parallel.connect()  # a machine with TPU chips of its own
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"process_id": 0}, "--coordinator_address and --num_processes must be given too"),
+        ({"coordinator_address": "h:1", "num_processes": 2}, "--process_id must be given too"),
+        ({"num_processes": 2, "process_id": 1}, "--coordinator_address must be given too"),
+        ({"coordinator_address": "h", "num_processes": 2, "process_id": 1}, "HOST:PORT"),
+        ({"coordinator_address": "h:", "num_processes": 2, "process_id": 1}, "HOST:PORT"),
+        ({"coordinator_address": ":1", "num_processes": 2, "process_id": 1}, "HOST:PORT"),
+        ({"coordinator_address": "h:70000", "num_processes": 2, "process_id": 1}, "HOST:PORT"),
+        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 2}, "numbered from 0"),
+        ({"coordinator_address": "h:1", "num_processes": 2, "process_id": -1}, "numbered from 0"),
+        ({"coordinator_address": "h:1", "num_processes": 0, "process_id": 0}, "numbered from 0"),
+    ],
+)
+def test_what_cannot_be_a_run_on_several_hosts(asked, given, words):
+    with pytest.raises(UserError, match=words) as caught:
+        parallel.connect(**given)
+    assert "\n" not in str(caught.value) and asked == []
+
+
+def test_a_coordinator_that_nobody_hears(asked, monkeypatch, port):
+    monkeypatch.setattr(parallel, "START_TIMEOUT", 0.1)
+    with pytest.raises(UserError, match=f"localhost:{port}: process 0 didn't answer within 0.1 s"):
+        parallel.connect(f"localhost:{port}", 2, 1)
+    assert asked == []
+
+
+def test_a_port_that_is_taken(asked, port):
+    with socket.create_server(("", port)), pytest.raises(UserError, match="can't listen there.*choose another port"):
+        parallel.connect(f"localhost:{port}", 2, 0)
+    assert asked == []
+
+
+def test_one_process_agrees_with_itself():
+    assert parallel.agree("anything")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=true --xla_a=1", "--xla_gpu_deterministic_ops=true --xla_a=1"),
+    ],
+)
+def test_deterministic_gpus(monkeypatch, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    parallel.initialise("")
+    assert os.environ["XLA_FLAGS"] == before
+    parallel.initialise("", deterministic=True)
+    assert os.environ["XLA_FLAGS"] == after

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from cnn_research.training import parallel
 from cnn_research.training.preemption import Preemption
 
 
@@ -27,9 +28,9 @@ def send(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_is_noticed_and_nothing_else_happens(number, handlers):
     with Preemption() as preemption:
-        assert not preemption.requested
+        assert not preemption.requested and not preemption.reached(1)
         send(number)
-        assert preemption.requested
+        assert preemption.requested and preemption.reached(2)
     assert {n: signal.getsignal(n) for n in handlers} == handlers
 
 
@@ -111,3 +112,29 @@ def test_in_another_thread_nothing_is_touched(handlers):
     thread.join()
     assert not errors and seen == [handlers, False]
     assert {n: signal.getsignal(n) for n in handlers} == handlers
+
+
+# On several hosts JAX notices SIGTERM (see tests/end_to_end/test_hosts.py) and says when all leave.
+
+
+@pytest.fixture
+def hosts(monkeypatch):
+    monkeypatch.setattr(parallel, "is_connected", lambda: True)
+    monkeypatch.setattr(parallel, "reached_preemption", lambda step: step == 7)
+
+
+def test_on_several_hosts_they_leave_at_the_step_they_agree_on(hosts):
+    with Preemption() as preemption:
+        assert [step for step in range(10) if preemption.reached(step)] == [7]
+
+
+def test_on_several_hosts_ctrl_c_becomes_sigterm(hosts):
+    seen = []
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))  # as JAX does
+    with Preemption() as preemption:
+        send(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        send(signal.SIGINT)
+        assert seen == [signal.SIGTERM] * 2 and not preemption.reached(1)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import platform
@@ -258,3 +259,58 @@ def test_git_commit(tmp_path, monkeypatch):
 def test_config_is_written_whole(folder):
     claimed(folder, seed=9)
     assert (folder / "config.json").read_text() == to_json(config(seed=9))
+
+
+# ----------------------------------------------------------------------------------------------- other storage
+
+
+def test_a_workdir_in_a_bucket(bucket):
+    folder = workdir.locate("gs://bucket/runs/one")
+    assert workdir.is_remote(folder) and str(folder) == "gs://bucket/runs/one"
+    workdir.check_same_run(folder, config())
+    claimed(folder, seed=3)
+    assert workdir.load_config(folder).seed == 3
+    workdir.write_json(folder / "results.json", {"a": 1})
+    assert workdir.read_json(folder / "results.json") == {"a": 1}
+    names = [".lock", "config.json", "environment.json", "results.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    claimed(folder, duration="30ep")
+    assert sorted(path.name for path in folder.iterdir()) == names[:-1]
+    with pytest.raises(UserError, match="seed: 3 -> 4|seed: 0 -> 4"):
+        workdir.check_same_run(folder, config(seed=4))
+
+
+def test_a_bucket_without_the_package_for_it(monkeypatch):
+    def missing(self):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(type(epath.Path("gs://bucket")), "exists", missing)
+    with pytest.raises(UserError, match="workdir gs://bucket/run: Please install gcsfs"):
+        workdir.locate("gs://bucket/run")
+
+
+@pytest.mark.parametrize("path", ["runs/a", "/runs/a:b", "~/a"])
+def test_what_is_no_bucket(path):
+    assert not workdir.is_remote(workdir.locate(path))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device [os_error_code='28']"), True),
+        (OSError(errno.EROFS, "Read-only file system"), True),
+        (OSError(errno.ENOENT, "No such file or directory"), False),
+        (ValueError("No space for 3 axes"), False),
+        (RuntimeError("a defect"), False),
+    ],
+)
+def test_a_full_disk_is_told(folder, error, told):
+    with pytest.raises(UserError if told else type(error)) as caught, workdir.full_disk_told(folder):
+        raise error
+    if told:
+        message = str(caught.value)
+        assert str(folder) in message and "make room" in message and "\n" not in message
+    else:
+        assert caught.value is error

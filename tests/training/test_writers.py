@@ -1,10 +1,12 @@
 import json
 import time
 import types
+from contextlib import suppress
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cnn_research.errors import UserError
 from cnn_research.training import parallel, writers
 from cnn_research.training.writers import Progress, Writer, read_metrics
 
@@ -218,3 +220,70 @@ def test_progress_says_how_it_goes(counter, caplog):
     assert first == "step    1/1000  test: accuracy 0.2500, loss 1.5000"
     assert second == "step  500/1000  test: accuracy 0.5000, loss 1.2500, 2 s left"
     assert "1000/1000" in third and "left" not in third
+
+
+# ------------------------------------------------------------------------------------------------- object stores
+
+
+@pytest.fixture
+def local_events(monkeypatch, tmp_path):
+    """TensorBoard's file goes here: tensorboardX writes to a bucket by Google's own package alone."""
+    events = writers.EventsWriter
+    monkeypatch.setattr(writers, "EventsWriter", lambda prefix: events(str(tmp_path / "events")))
+    return tmp_path
+
+
+def test_rows_in_a_bucket(bucket, local_events, counter, monkeypatch):
+    """Nothing can be appended there: the file is written anew, though not for each row."""
+    now = [0.0]
+    monkeypatch.setattr(writers.time, "monotonic", lambda: now[0])
+    path = bucket / "run" / "metrics.jsonl"
+
+    def seen():
+        return [row["step"] for row in read_metrics(path)] if path.exists() else []
+
+    with Writer(bucket / "run", 0, steps_per_epoch=4) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, "train", values(step))
+            now[0] += 1
+        assert seen() == []
+        writer.flush()  # before a checkpoint is saved
+        assert seen() == [1, 2, 3]
+        writer.write(4, "train", values(4))
+        assert seen() == [1, 2, 3]
+        now[0] += 61
+        writer.write(5, "train", values(5))
+        assert seen() == [1, 2, 3, 4, 5]
+        writer.write(6, "train", values(6))
+    assert seen() == [1, 2, 3, 4, 5, 6]
+    with Writer(bucket / "run", 3, steps_per_epoch=4) as writer:
+        assert seen() == [1, 2, 3]
+        writer.write(4, "train", values(4))
+    assert seen() == [1, 2, 3, 4]
+
+
+def test_a_bucket_without_the_package_for_it(bucket, monkeypatch):
+    def missing(prefix):
+        raise ImportError("`google-cloud-storage` must be installed")
+
+    monkeypatch.setattr(writers, "EventsWriter", missing)
+    with pytest.raises(UserError, match="gs://bucket/run: `google-cloud-storage` must be installed"):
+        Writer(bucket / "run", 0, steps_per_epoch=4)
+
+
+# --------------------------------------------------------------------------------------------------- full disks
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "events"])
+def test_a_full_disk_is_no_secret(tmp_path, monkeypatch, file):
+    """Not even that of TensorBoard's file alone, however many rows there are."""
+    with open("/dev/full", "wb" if file == "events" else "w") as full:
+        with pytest.raises(OSError, match="No space left on device"), Writer(tmp_path, 0, steps_per_epoch=4) as writer:
+            if file == "events":
+                monkeypatch.setattr(writer._events._writer._py_recordio_writer, "_writer", full)
+            else:
+                monkeypatch.setattr(writer._rows, "_file", full)
+            for step in range(1, 10_000):
+                writer.write(step, "train", values(step))
+        with suppress(OSError):  # what is left in its buffer
+            full.close()

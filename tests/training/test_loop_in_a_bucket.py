@@ -1,0 +1,50 @@
+"""A run whose workdir is in an object store.
+
+Two things are kept on the local disk here: the checkpoints' arrays, which TensorStore writes by its own driver for
+gs://, and TensorBoard's file. Neither has ever been run with a real bucket by these tests.
+"""
+
+import pytest
+from configs_for_tests import changed
+
+from cnn_research.errors import UserError
+from cnn_research.training import loop, writers
+from cnn_research.training import workdir as files
+from cnn_research.training.checkpoints import Checkpoints
+
+
+def test_train_resume_and_evaluate(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Checkpoints", lambda folder, *a, **k: Checkpoints(tmp_path / folder.name, *a, **k))
+    events = writers.EventsWriter
+    monkeypatch.setattr(writers, "EventsWriter", lambda prefix: events(str(tmp_path / "events")))
+    config = changed(
+        model__name="convnet",
+        model__filters=(2,),
+        model__dense=(),
+        duration="4st",
+        batch_size=16,
+        log_every="1st",
+        eval_every="2st",
+        checkpoint__every="2st",
+        dataset__cache="",
+        dataset__eval_split="test[:40]",
+        dataset__test_split="test[:40]",
+        schedule__name="constant",
+        compilation_cache="",
+    )
+    loop.train(config, "gs://bucket/run")
+    config.duration = "8st"
+    results = loop.train(config, "gs://bucket/run")
+    run = bucket / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".lock", "config.json", "environment.json", "metrics.jsonl", "results.json",
+    ]  # fmt: skip
+    assert files.read_json(run / "results.json") == results and results["steps"] == 8
+    rows = [(row["step"], row["split"]) for row in writers.read_metrics(run / "metrics.jsonl")]
+    assert [step for step, split in rows if split == "train"] == list(range(1, 9))
+    assert [step for step, split in rows if split == "test[:40]"] == [2, 4, 6, 8]
+    values = loop.evaluate("gs://bucket/run")
+    assert values == results["test"] | {"split": "test[:40]", "step": 8}
+    config.seed = 1
+    with pytest.raises(UserError, match="gs://bucket/run holds the run of another experiment"):
+        loop.train(config, "gs://bucket/run")
