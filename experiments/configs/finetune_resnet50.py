@@ -11,8 +11,8 @@ transferable are features in deep neural networks?"), and a few hundred images a
 learns at a tenth of the rate of the new head. With many images, or of a kind unlike photographs, train all of it:
 `--config.optimizer.freeze='()' --config.freeze_batch_stats=False`, at a lower rate.
 
-No published figure: the images are one's own. `:smoke` after the config's name trains two steps on generated images, from
-random weights.
+No published figure: the images are one's own. `:smoke` after the config's name trains two steps on generated images,
+from random weights.
 """
 
 from cnn_research.config import base_config, is_smoke, shrink
