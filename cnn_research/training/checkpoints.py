@@ -7,9 +7,9 @@ A checkpoint holds numpy trees, so it restores on any number of devices and host
     about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far,
               and the digests of all three parts
 
-The newest ones and the best one are kept. Writing happens in the background; a kill at any instant leaves the finished
-checkpoints whole, and a half-written one is never seen again. Whatever is read is compared with its digest: a damaged
-checkpoint is told from a whole one, and the one before it is used.
+The newest ones are kept, each with the one that was the best at its time. Writing happens in the background; a kill at
+any instant leaves the finished checkpoints whole, and a half-written one is never seen again. Whatever is read is
+compared with its digest: a damaged checkpoint is told from a whole one, and the one before it is used.
 """
 
 import contextlib
@@ -94,11 +94,12 @@ class Checkpoints:
             },
         )
         # Every checkpoint says which was the best when it was saved.
+        self._bests = {step: self._best_when_saved(step) for step in self._manager.all_steps()}
         newest = self._newest_whole(self.about)
         self._best = newest[1]["best"] if newest else None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """orbax's PreservationPolicy: the newest and the best stay, everything else goes.
+        """orbax's PreservationPolicy: the newest stay, each with what was the best when it was saved; all others go.
 
         orbax's own best-N policy would warn at every save that was not evaluated, and keeps such saves for ever.
         """
@@ -106,7 +107,16 @@ class Checkpoints:
         return [checkpoint.step in preserved for checkpoint in checkpoints]
 
     def _preserved(self, steps: Sequence[int]) -> set[int]:
-        return {*sorted(steps)[-self._keep :], *([self._best["step"]] if self._best else [])}
+        newest = sorted(steps)[-self._keep :]
+        # Not the best of the very newest alone: who goes back to the one before would have none any more.
+        return {*newest, *(self._bests[step] for step in newest if self._bests.get(step))}
+
+    def _best_when_saved(self, step: int) -> int | None:
+        try:
+            best = self.about(step)["best"]
+        except Damaged:
+            return None
+        return best and best["step"]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -148,6 +158,7 @@ class Checkpoints:
         step = int(state.step)
         if metrics is not None and self.is_best(metrics):
             self._best = {"step": step, **metrics}
+        self._bests[step] = self._best and self._best["step"]
         if not self._writes:
             return
         self._set_damaged_aside()
@@ -169,8 +180,9 @@ class Checkpoints:
             return
         if self._best and self._best["step"] == latest:
             self._best = self.about(earlier[-1])["best"]
-        if self._writes:
-            self._manager.delete(latest)
+        if self._writes:  # not by orbax, which deletes in the background: the others would still see it
+            (self._directory / str(latest)).rmtree()
+            self._manager.reload()
         self.wait()
 
     def check(self) -> None:

@@ -66,6 +66,8 @@ def save_all(folder, config, saves):
         (1, "accuracy", [0.1, 0.2, 0.3], [3], 3),
         (2, "accuracy", [0.9, 0.1, 0.2, 0.3], [1, 3, 4], 1),
         (3, "accuracy", [0.9, 0.1, 0.2, 0.3], [1, 2, 3, 4], 1),
+        (2, "accuracy", [0.5, 0.1, 0.9], [1, 2, 3], 3),  # 1 was the best when 2 was saved
+        (2, "accuracy", [0.5, 0.1, 0.9, 0.3], [3, 4], 3),
         (1, "loss", [0.9, 0.1, 0.5, 0.4], [2, 4], 2),
         (1, "loss", [-0.5, 0.1, 0.5], [1, 3], 1),
         (1, "top5", [0.2, 0.9, 0.5], [2, 3], 2),
@@ -484,3 +486,24 @@ def test_the_latest_is_forgotten_unless_it_is_the_only_one(tmp_path):
         checkpoints.forget_latest()
         assert checkpoints.latest_step == 1
     assert steps_on_disk(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("newest", ["forgotten", "damaged"])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_who_goes_back_finds_the_best_of_that_time(tmp_path, newest, reopened):
+    saves = [(1, scores(0.5)), (2, scores(0.4)), (3, scores(0.9))]
+    if reopened:
+        save_all(tmp_path, config(keep=2), saves[:2])
+    with Checkpoints(tmp_path, config(keep=2)) as checkpoints:
+        for step, metrics in saves[2 * reopened :]:
+            checkpoints.save(tiny(step), ABOUT, metrics)
+        if newest == "forgotten":
+            checkpoints.wait()
+            checkpoints.forget_latest()
+            assert not (tmp_path / "3").exists()  # not a moment later: other processes look at once
+    if newest == "damaged":
+        shutil.rmtree(tmp_path / "3" / "network")
+    with Checkpoints(tmp_path, config(keep=2)) as checkpoints:
+        assert int(checkpoints.restore_latest(tiny(0))[0].step) == 2
+        assert checkpoints.best["step"] == 1
+        assert (checkpoints.restore_best_network()[1]["params"]["dense"]["kernel"] == 1).all()
