@@ -45,6 +45,15 @@ def _not_told_twice(record: logging.LogRecord) -> bool:
 absl_logging.get_absl_logger().addFilter(_not_told_twice)
 
 
+def any_in(directory: epath.PathLike) -> bool:
+    """Whether a folder has checkpoints, whole or damaged. What a kill left half-written is none.
+
+    Their names don't tell: on an object store, which can't rename, what is half-written has its final name already.
+    """
+    directory = epath.Path(directory)
+    return directory.exists() and bool(ocp.utils.checkpoint_steps(directory))
+
+
 class Damaged(UserError):
     """A checkpoint can't be read, or not what was written."""
 

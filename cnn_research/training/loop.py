@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cnn_research.errors import Diverged, Preempted, UserError
 from cnn_research.training import metrics, parallel
 from cnn_research.training import workdir as files
-from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.checkpoints import Checkpoints, any_in
 from cnn_research.training.preemption import Preemption
 from cnn_research.training.setup import Experiment, Feed, open_feeds
 from cnn_research.training.state import TrainState, count_parameters, digest
@@ -46,8 +46,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
     feeds = open_feeds(config, (eval_split, test_split), train_split)
     experiment = Experiment(config, feeds[train_split])
-    resuming = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    initial = experiment.initial_state(load_weights=not resuming)
+    initial = experiment.initial_state(load_weights=not any_in(workdir / "checkpoints"))
     for split in (eval_split, test_split):
         experiment.check_evaluation(initial.network, feeds[split], experiment.input_shape)
     steps = experiment.train_step(), experiment.eval_step()

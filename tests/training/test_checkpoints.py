@@ -12,7 +12,7 @@ from cnn_research.config import CHOICES, base_config
 from cnn_research.errors import UserError
 from cnn_research.models import registry
 from cnn_research.training import parallel
-from cnn_research.training.checkpoints import Checkpoints, Damaged
+from cnn_research.training.checkpoints import Checkpoints, Damaged, any_in
 from cnn_research.training.optimizers import create_optimizer
 from cnn_research.training.schedules import create_schedule
 from cnn_research.training.state import TrainState, create_state, digest
@@ -274,6 +274,18 @@ def test_reading_disturbs_no_run_that_is_writing(tmp_path, caplog):
         assert_equal(checkpoints.restore_network(1), tiny(1).variables)
     assert sorted(folder.rglob("*")) == before
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_any_in(tmp_path):
+    folder = tmp_path / "c"
+    assert not any_in(folder) and not folder.exists()
+    save_all(folder, config(), [(1, None)])
+    assert any_in(folder)
+    (folder / "1").rename(folder / "1.orbax-checkpoint-tmp")
+    assert not any_in(folder)
+    (folder / "1.orbax-checkpoint-tmp").rename(folder / "1")
+    shutil.rmtree(folder / "1" / "network")
+    assert any_in(folder)  # damaged: to be told, not to be begun anew
 
 
 def test_reading_creates_nothing(tmp_path):
