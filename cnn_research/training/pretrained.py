@@ -49,7 +49,7 @@ def load(config: ConfigDict, name: str, model: nn.Module, image_size: tuple[int,
         else:
             raise ValueError("there is neither a folder of a run nor a file")
         return _fitted(found, variables, config.head)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last: of the package that reads this kind of storage
         raise UserError(f"config.init.weights={config.weights!r}: {error}") from None
 
 

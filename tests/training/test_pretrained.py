@@ -89,6 +89,22 @@ def test_images_of_other_channels(earlier, channels):
     np.testing.assert_allclose(response, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_storage_whose_package_is_not_installed(monkeypatch):
+    class InBucket:
+        def __init__(self, path): ...
+
+        def expanduser(self):
+            return self
+
+        def is_dir(self):
+            raise ImportError("Please install gcsfs")
+
+    model, variables = make("convnet", 10, (8, 8, 1), seed=7)
+    monkeypatch.setattr(pretrained.epath, "Path", InBucket)
+    with pytest.raises(UserError, match=r"config\.init\.weights='gs://bucket/run': Please install gcsfs"):
+        load("gs://bucket/run", "convnet", model, variables)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
