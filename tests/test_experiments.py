@@ -126,7 +126,7 @@ def test_schedule_of_the_paper(name):
 SHRUNK = {
     *(f"dataset.{name}" for name in ("name", "image_size", "train_split", "eval_split", "test_split")),
     *("evaluation.image_size", "evaluation.crop_size", "batch_size", "eval_batch_size", "schedule.boundaries"),
-    *("duration", "log_every", "eval_every", "checkpoint.every", "augment"),
+    *("duration", "log_every", "eval_every", "checkpoint.every", "augment", "init.weights"),
 }
 
 

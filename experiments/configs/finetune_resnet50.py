@@ -23,6 +23,8 @@ def get_config(mode: str = ""):
     size, crop = (36, 32) if smoke else (256, 224)
     config = base_config()
     config.model.name = "resnet50"
+    # One's own to say. Not to be left out: what is frozen would stay random.
+    config.init.weights = "" if smoke else "resnet50-11ad3fa6.pth"
     config.init.head = "new"
     config.dataset.name = "folder:images"
     config.dataset.image_size = size
