@@ -72,16 +72,19 @@ def connect(
         local_device_ids: the GPUs that it uses; None for all (under SLURM: for the one of its rank on the host).
 
     Raises:
-        UserError: only some of the first three are given, they make no sense, or the coordinator can't be reached.
+        UserError: only some of the first three are given, they make no sense, devices are chosen for a process that is
+            alone, or the coordinator can't be reached.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
-    if num_processes == 1:
-        return
     devices = {"local_device_ids": list(local_device_ids)} if local_device_ids else {}
-    if all(value is None for value in given.values()):
-        if _is_cluster():
-            _connect_detected(devices)
+    nothing_given = all(value is None for value in given.values())
+    if num_processes == 1 or (nothing_given and not _is_cluster()):
+        if devices:
+            ids = ",".join(map(str, local_device_ids))
+            raise UserError(f"--local_device_ids={ids} is for several hosts; alone, set CUDA_VISIBLE_DEVICES={ids}")
         return
+    if nothing_given:
+        return _connect_detected(devices)
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given too: --{', --'.join(given)} belong together")

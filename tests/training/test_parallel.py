@@ -215,7 +215,7 @@ def test_the_coordinator_and_another_process(asked, port):
 def test_clusters_are_left_to_jax(asked, monkeypatch, environment, detected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    parallel.connect(local_device_ids=[0, 1])
+    parallel.connect(local_device_ids=[0, 1] if detected else None)
     assert asked == ([{"local_device_ids": [0, 1]} | TIMEOUTS] if detected else [])
     parallel.connect(num_processes=1)  # alone in spite of it
     assert len(asked) == detected
@@ -250,6 +250,8 @@ def test_a_cluster_that_cannot_be_joined(asked, monkeypatch, error, told):
         ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 2}, "numbered from 0"),
         ({"coordinator_address": "h:1", "num_processes": 2, "process_id": -1}, "numbered from 0"),
         ({"coordinator_address": "h:1", "num_processes": 0, "process_id": 0}, "numbered from 0"),
+        ({"local_device_ids": [0, 1]}, "alone, set CUDA_VISIBLE_DEVICES=0,1"),
+        ({"num_processes": 1, "local_device_ids": [2]}, "alone, set CUDA_VISIBLE_DEVICES=2"),
     ],
 )
 def test_what_cannot_be_a_run_on_several_hosts(asked, given, words):
