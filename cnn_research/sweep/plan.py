@@ -196,7 +196,8 @@ def read_list(path: str) -> list[dict[str, str]]:
     if not rows and not problems:
         problems.append(f"--list={path}: there is no run in it")
     if problems:
-        raise UserError("\n".join(problems))
+        more = [f"--list={path}: {len(problems) - 3} more lines like these"] if len(problems) > 3 else []
+        raise UserError("\n".join([*problems[:3], *more]))
     return rows
 
 

@@ -166,6 +166,7 @@ def test_list_of_csv(tmp_path):
         ("runs.csv", "seed\n1,2\n", ["line 2", "2 cells under 1 fields"]),
         ("runs.csv", "seed\n", ["no run in it"]),
         ("runs.jsonl", "", ["no run in it"]),
+        ("README.md", "a\n" * 100, ["line 3", "97 more lines like these"]),
     ],
 )
 def test_list_that_cannot_be_read(tmp_path, name, text, expected):
@@ -173,6 +174,7 @@ def test_list_that_cannot_be_read(tmp_path, name, text, expected):
     with pytest.raises(UserError) as error:
         plan.read_list(str(tmp_path / name))
     assert all(part in str(error.value) for part in [name, *expected])
+    assert len(str(error.value).splitlines()) <= 4
 
 
 def test_list_that_is_not_there(tmp_path):
