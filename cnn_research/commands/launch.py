@@ -133,6 +133,9 @@ def _checked_overrides(argv: Sequence[str], unset: list[str] | None = None) -> l
                 listed = f"its fields are {', '.join(choices)}" if choices else "it is a single value"
                 raise UserError(f"{name}: {where} has no field {part!r}.{suggest(part, choices)} ({listed})")
             parent, section = section, section[part]
+        if isinstance(section, ConfigDict):
+            example = f"--config.{field}.{next(iter(section))}="
+            raise UserError(f"{name}: a section has no value of its own, only fields, such as {example}")
         if place < len(argv) and argv[place] == f"{before_value}None":
             unset.append(field)
             dropped.update({place, place if before_value else place - 1})
@@ -146,7 +149,9 @@ def _quoted(text: str) -> str:
         ast.literal_eval(text)
         return text
     except (ValueError, SyntaxError):
-        return repr(tuple(part.strip() for part in text.split(",")))
+        # Brackets around texts are a tuple's too, but none of a regular expression such as (a)|(b) may go.
+        inside = re.fullmatch(r"\s*\(([^()]*)\)\s*", text)
+        return repr(tuple(part.strip() for part in (inside[1] if inside else text).split(",") if part.strip()))
 
 
 def load_config(path: str) -> ConfigDict:

@@ -21,6 +21,9 @@ TINY = str(Path(__file__).parents[1] / "end_to_end" / "tiny.py")
         ("schedule.boundaries", "30%", ("30%",)),
         ("model.pool", "max,average", ("max", "average")),
         ("model.padding", "same,1", ("same", "1")),
+        ("model.pool", "(max,average)", ("max", "average")),
+        ("model.pool", "(max,)", ("max",)),
+        ("optimizer.freeze", "(conv)|(norm)", ("(conv)|(norm)",)),
         ("model.kernel_size", "3,5", (3, 5)),
         ("dataset.mean", "0.5", 0.5),
     ],
@@ -33,6 +36,12 @@ def test_several_values_are_written_as_python_has_them(config, field, text, valu
         assert ast.literal_eval(changed) == value
         assert after[1 + len(override) :] == [*config, "--workdir=w"]
         assert before[1 : 1 + len(override)] == override, "the caller's command line goes into environment.json"
+
+
+@pytest.mark.parametrize("override", ["--config.schedule=cosine", "--config.init=1"])
+def test_a_section_is_not_set(override):
+    with pytest.raises(UserError, match=r"a section has no value of its own.* such as --config\.(schedule|init)\.\w+="):
+        launch._checked_overrides(["train.py", f"--config={TINY}", override])
 
 
 def test_text_fields_are_left_alone():
