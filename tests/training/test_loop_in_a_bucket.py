@@ -4,11 +4,12 @@ Two things are kept on the local disk here: the checkpoints' arrays, which Tenso
 gs://, and TensorBoard's file. Neither has ever been run with a real bucket by these tests.
 """
 
+import jax
 import pytest
 from configs_for_tests import changed
 
 from cnn_research.errors import UserError
-from cnn_research.training import loop, writers
+from cnn_research.training import loop, parallel, writers
 from cnn_research.training import workdir as files
 from cnn_research.training.checkpoints import Checkpoints
 
@@ -17,6 +18,7 @@ def test_train_resume_and_evaluate(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Checkpoints", lambda folder, *a, **k: Checkpoints(tmp_path / folder.name, *a, **k))
     events = writers.EventsWriter
     monkeypatch.setattr(writers, "EventsWriter", lambda prefix: events(str(tmp_path / "events")))
+    monkeypatch.setitem(parallel.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     config = changed(
         model__name="convnet",
         model__filters=(2,),
@@ -40,9 +42,13 @@ def test_train_resume_and_evaluate(bucket, tmp_path, monkeypatch):
         ".lock", "config.json", "environment.json", "metrics.jsonl", "results.json",
     ]  # fmt: skip
     assert files.read_json(run / "results.json") == results and results["steps"] == 8
-    rows = [(row["step"], row["split"]) for row in writers.read_metrics(run / "metrics.jsonl")]
+    written = writers.read_metrics(run / "metrics.jsonl")
+    rows = [(row["step"], row["split"]) for row in written]
     assert [step for step, split in rows if split == "train"] == list(range(1, 9))
     assert [step for step, split in rows if split == "test[:40]"] == [2, 4, 6, 8]
+    # An image takes 6 x (2 x 9 x 8 x 8 + 10 x 2 x 4 x 4) operations; the peak is 1e9 of each of 8 devices.
+    for row in written[:1]:
+        assert row["fraction_of_peak"] == pytest.approx(row["examples_per_second"] * 6 * 1472 / 8e9, abs=1e-4)
     values = loop.evaluate("gs://bucket/run")
     assert values == results["test"] | {"split": "test[:40]", "step": 8}
     config.seed = 1
