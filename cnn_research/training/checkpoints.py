@@ -189,8 +189,11 @@ class Checkpoints:
             return
         if self._best and self._best["step"] == latest:
             self._best = self.about(earlier[-1])["best"]
-        if self._writes:  # not by orbax, which deletes in the background: the others would still see it
-            (self._directory / str(latest)).rmtree()
+        if self._writes:
+            # Not by orbax, which deletes in the background: the others would still see it. What a kill leaves under
+            # this name orbax cleans away.
+            forgotten = self._directory / f"{latest}.orbax-checkpoint-tmp"
+            (self._directory / str(latest)).rename(forgotten).rmtree()
             self._manager.reload()
         self.wait()
 
