@@ -202,7 +202,8 @@ class Experiment:
     @functools.cached_property
     def flops_per_image(self) -> int:
         """Multiplications and additions that training on one image takes: 2 for each of the network's multiply-adds,
-        and twice as many for the gradients, with respect to the layers' inputs and to their parameters.
+        and twice as many for the gradients, with respect to the layers' inputs and to their parameters. Less where
+        parameters are frozen, which isn't looked at.
         """
         return 6 * layer_table(self.model, self.input_shape).macs
 
@@ -300,6 +301,7 @@ class Experiment:
 
     def train_step(self) -> Callable:
         """Returns the compiled train_step: (state, arrays, batch, key) -> (state, metric sums). Donates the state."""
+        freeze = self._config.optimizer.freeze
         step = functools.partial(
             train_step,
             make_input=self.make_input,
@@ -312,6 +314,7 @@ class Experiment:
             accumulation=self._config.accumulation,
             unroll=jax.default_backend() == "cpu",
             ema_decay=self._config.ema_decay,
+            frozen=functools.partial(parameters.frozen, patterns=freeze) if freeze else None,
             is_frozen=self._is_frozen if self._config.freeze_batch_stats else None,
         )
         return parallel.pmap_step(step, donate_state=True)

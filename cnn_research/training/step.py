@@ -97,6 +97,7 @@ def train_step(
     accumulation: int = 1,
     unroll: bool = False,
     ema_decay: float = 0.0,
+    frozen: Callable[[Any], Any] | None = None,
     is_frozen: Callable[[str], bool] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update from one device's share of the global batch.
@@ -116,6 +117,8 @@ def train_step(
         unroll: write the parts out instead of looping: a loop makes gradients of convolutions slow on a CPU.
         ema_decay: d of the moving averages, d average + (1 - d) value; lower in the beginning: (1 + t) / (10 + t) at
             step t, so that the initial values are soon forgotten. 0 = the state has none.
+        frozen: marks the parameters that the optimizer leaves as they are, for which no gradient is computed, nor for
+            what lies before them if nothing there is trained; None for none.
         is_frozen: whether the batch normalisation of a path, such as "layer1_0/norm1", uses its running statistics and
             leaves them as they are; None for none.
 
@@ -129,6 +132,8 @@ def train_step(
     scale = state.loss_scale["scale"] if state.loss_scale else 1.0
 
     def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
+        if frozen:
+            params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, frozen(params))
         variables = {"params": params, "batch_stats": batch_stats}
         with nn.intercept_methods(_use_running_statistics(is_frozen)) if is_frozen else contextlib.nullcontext():
             logits, updates = model.apply(

@@ -116,6 +116,21 @@ def test_norms_by_numpy():
     np.testing.assert_allclose(sums["parameter_norm"], norm(after), rtol=1e-5)
 
 
+def test_frozen_parameters_have_no_gradient_and_count_in_no_norm():
+    def frozen(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "conv1", params)
+
+    plain, run = Run(convnet()), Run(convnet(), frozen=frozen)
+    (expected, plain_sums), (found, sums) = plain.devices(train_batch()), run.devices(train_batch())
+    before, expected, found = run.initial.params, parallel.to_host(expected).params, parallel.to_host(found).params
+    assert not differ(found.pop("conv1"), before["conv1"]) and differ(expected.pop("conv1"), before["conv1"])
+    assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    moved = jax.tree.map(lambda old, new: np.sum((new - old) ** 2), {name: before[name] for name in found}, found)
+    norm = np.sqrt(sum(jax.tree.leaves(moved))) / 0.5  # the first step's rate
+    np.testing.assert_allclose(sums["gradient_norm"], norm, rtol=1e-4)
+    assert sums["gradient_norm"] < plain_sums["gradient_norm"]
+
+
 def test_frozen_batch_normalisation_is_that_of_evaluation():
     model = convnet(axis_name=None)
     run, batch = Run(model, is_frozen=lambda path: path == "norm1"), train_batch()
