@@ -91,7 +91,6 @@ class Checkpoints:
                 # Not orbax's own read_only, which does no more and warns of it.
                 create=False,
                 cleanup_tmp_directories=self._writes,  # what a kill left half-written
-                enable_background_delete=True,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
                 ),
@@ -190,8 +189,7 @@ class Checkpoints:
         if self._best and self._best["step"] == latest:
             self._best = self.about(earlier[-1])["best"]
         if self._writes:
-            # Not by orbax, which deletes in the background: the others would still see it. What a kill leaves under
-            # this name orbax cleans away.
+            # Not by orbax: what a kill leaves under this name is cleaned away, and not a damaged checkpoint.
             forgotten = self._directory / f"{latest}.orbax-checkpoint-tmp"
             (self._directory / str(latest)).rename(forgotten).rmtree()
             self._manager.reload()
@@ -202,11 +200,12 @@ class Checkpoints:
         self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits, in all processes, until everything is written."""
+        """Waits, in all processes, until everything is written and what is no longer kept deleted, and all know it."""
         self._manager.wait_until_finished()
         parallel.agree("written")
         if not self._writes:
             self._manager.reload()
+        parallel.agree("seen")  # nothing may be deleted while others look
 
     def about(self, step: int) -> dict[str, Any]:
         """Reads what a checkpoint says of itself, without its arrays.

@@ -152,6 +152,21 @@ def test_one_is_asked_to_leave_and_all_do(script, wait_for_step, whole, flags_of
         assert checkpoints.latest_step == int(steps.pop())
 
 
+def test_all_go_back_together_after_a_divergence(script, flags_of, tmp_path):
+    """Twice to the same checkpoint, which is then forgotten, and all the others have seen it before it is deleted."""
+    flags = [
+        *flags_of("lenet5"), f"--workdir={tmp_path}", "--config.on_divergence=rollback", "--config.max_rollbacks=2",
+        "--config.schedule.name=piecewise", "--config.schedule.boundaries=24st", "--config.schedule.multipliers=1e37",
+        "--config.schedule.warmup=0st", "--config.log_every=5st",
+    ]  # fmt: skip
+    with hosts(script, *flags) as processes:
+        codes, _, errs = finish(processes, timeout=90)
+    assert codes == [3, 3], "\n".join(errs)
+    for err in errs:
+        starts = [line.split("Steps ")[1].split()[0] for line in err.splitlines() if "Steps " in line]
+        assert starts == ["0", "20", "10"] and "tried 2 times" in err
+
+
 @pytest.mark.parametrize("name", EACH)
 # Without the first process, which coordinates, the others end at once; without another after HEARTBEAT_TIMEOUT.
 @pytest.mark.parametrize(("killed", "within"), [(0, 15), pytest.param(1, parallel.HEARTBEAT_TIMEOUT + 15, marks=full)])
