@@ -173,7 +173,7 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
 
     Raises:
       UserError: for a dataset that isn't prepared or can't be read as labelled images, an unknown split, or a range
-        that is malformed, empty or reaches beyond the split.
+        that is malformed, empty or reaches beyond the split; or for storage that takes a package to be installed.
     """
     base_split, first, last = parse_split(split)
     if name == "digits":
@@ -183,7 +183,10 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     elif name.startswith(folder.PREFIX):
         source = folder.open_folder(name, base_split, data_dir)
     else:
-        source = tfds.open_tfds(name, base_split, data_dir)
+        try:
+            source = tfds.open_tfds(name, base_split, data_dir)
+        except ImportError as error:  # of the package that reads this kind of storage
+            raise UserError(f"data_dir {data_dir}: {error}") from None
     start, stop = split_range(split, first, last, len(source))
     if start >= stop:
         raise UserError(f"The split {split!r} of {name!r} is empty: {base_split!r} has {len(source)} examples.")

@@ -406,3 +406,12 @@ def test_suggest():
     assert suggest("Resnet18", ["resnet18", "lenet"]) == " Did you mean 'resnet18'?"
     assert suggest("resnet18", ["ResNet18"]) == " Did you mean 'ResNet18'?"
     assert suggest("zzz", ["resnet18", "lenet"]) == ""
+
+
+def test_storage_whose_package_is_not_installed(monkeypatch):
+    def open_tfds(*_):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr("cnn_research.data.tfds.open_tfds", open_tfds)
+    with pytest.raises(UserError, match="data_dir gs://bucket/tfds: Please install gcsfs"):
+        open_source("mnist", "train", "gs://bucket/tfds")
