@@ -26,6 +26,7 @@ DATASETS = {
     "mnist": (60_000, 10, (28, 28, 1)),
     "cifar10": (50_000, 10, (32, 32, 3)),
     "imagenet2012": (1_281_167, 1_000, (None, None, 3)),
+    "folder:images": (500, 5, (None, None, 3)),  # one's own
 }
 
 
@@ -76,7 +77,7 @@ def test_network_fits_its_training_and_its_evaluation_images(path):
     config = load(path)
     size = config.dataset.image_size
     made = Experiment(config, feed(config, size))
-    model = made._common["model"]
+    model = made.model
     image = jax.ShapeDtypeStruct((1, *made.input_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     made.check_evaluation(variables, feed(config, config.evaluation.image_size or size), made.input_shape)

@@ -52,16 +52,12 @@ def run() -> None:
 def main() -> None:
     """Runs what is left to run, then writes and prints the tables."""
     given = flags.FLAGS
-    workdir = epath.Path(given.workdir).expanduser()
-    if "://" in str(workdir) and not (given.dry_run or given.table_only):
+    if files.is_remote(epath.Path(given.workdir)) and not (given.dry_run or given.table_only):
         raise UserError(
-            f"--workdir={workdir}: runs started here keep their output in local files. Give a local folder, or run the "
-            "commands that --dry_run prints; --table_only makes the tables"
+            f"--workdir={given.workdir}: runs started here keep their output in local files. Give a local folder, or "
+            "run the commands that --dry_run prints; --table_only makes the tables"
         )
-    try:
-        workdir.exists()
-    except ImportError as error:  # of the library that reads the bucket
-        raise UserError(f"--workdir={workdir}: {error}") from None
+    workdir = files.locate(given.workdir)
     planned = _planned_runs(workdir)
     statuses = {run.name: runs.status(run) for run in planned}
     skipped = {"finished"} if given.retry else {"finished", "diverged", "failed"}
@@ -141,7 +137,11 @@ def _run(planned: Sequence[runs.Run], left: Sequence[runs.Run], statuses: dict[s
             statuses.update({run.name: runs.under_way(run) for run in under_way})
             live.update(_live_table(planned, statuses, console.height), refresh=True)
 
-        statuses.update(pool.run_all(left, _command, environments, preemption, watch))
+        def alone(run: runs.Run) -> list[str]:
+            # Whatever cluster this machine belongs to: runs at the same time are not processes of one run.
+            return [*_command(run), "--num_processes=1"]
+
+        statuses.update(pool.run_all(left, alone, environments, preemption, watch))
         return preemption.requested
 
 

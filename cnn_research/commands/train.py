@@ -3,9 +3,10 @@
 import shlex
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cnn_research.commands import hosts, launch
+from cnn_research.errors import UserError
 from cnn_research.training import loop, parallel
 
 
@@ -15,15 +16,21 @@ def run() -> None:
         "config", None, "File of the experiment; single fields are set by --config.batch_size=256.", lock_config=True
     )
     flags.DEFINE_string("workdir", None, "Folder of the run: results, metrics, checkpoints.")
+    flags.DEFINE_bool("preview", False, "Train nothing; say what it would cost, from a few timed steps.")
     hosts.define_flags()
-    launch.run(main, required=("config", "workdir"))
+    launch.run(main, required=("config",))
 
 
 def main() -> None:
-    """Trains, and says at the end what came out and where it is."""
-    workdir = flags.FLAGS.workdir.rstrip("/") or "/"
+    """Trains, and says at the end what came out and where it is; or says beforehand what it would cost."""
+    if not flags.FLAGS.workdir and not flags.FLAGS.preview:
+        raise UserError("--workdir must be given; --help shows all flags")
     hosts.connect()
-    results = loop.train(launch.given_config(), workdir)
+    config = launch.given_config()
+    if flags.FLAGS.preview:
+        return _preview(config)
+    workdir = flags.FLAGS.workdir.rstrip("/") or "/"
+    results = loop.train(config, workdir)
     if not parallel.is_main():
         return
     test, best = results["test"], results["best"]
@@ -41,4 +48,37 @@ def main() -> None:
         "metrics": f"{workdir}/metrics.jsonl, or: tensorboard --logdir {shlex.quote(workdir)}",
         "checkpoints": f"{workdir}/checkpoints",
     }
+    _print(rows)
+
+
+def _preview(config: ConfigDict) -> None:
+    from cnn_research.training.preview import preview
+
+    parallel.initialise(config.compilation_cache, config.deterministic)
+    cost = preview(config)
+    if not parallel.is_main():
+        return
+    peak = cost["fraction_of_peak"]
+    _print(
+        {
+            "network": f"{cost['model']}, {cost['parameters']:,} parameters",
+            "a step": f"{cost['flops_per_step'] / 1e9:,.2f} GFLOPs ({cost['compiled_flops_per_step'] / 1e9:,.2f} as "
+            f"compiled), {1e3 * cost['step_seconds']:,.1f} ms, {cost['examples_per_second']:,.0f} images/s"
+            + (f", {100 * peak:.1f} % of the peak" if peak else ""),
+            "memory": f"{cost['memory_bytes'] / 2**20:,.0f} MiB a device for a step, the feed's images included; "
+            f"{cost['checkpoint_bytes'] / 2**20:,.1f} MiB a checkpoint",
+            "length": f"{cost['steps']:,} steps, {cost['epochs']:g} epochs, {cost['evaluations']:,} evaluations of "
+            f"{cost['evaluation_seconds']:,.1f} s",
+            "time": f"{_duration(cost['total_seconds'])}, {_duration(cost['device_seconds'])} of one device",
+            "on": f"{cost['devices']} device(s): {cost['device_kind']}",
+        }
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours} h {minutes:02} min" if seconds >= 3600 else f"{minutes} min {round(seconds) % 60:02} s"
+
+
+def _print(rows: dict[str, str]) -> None:
     print("\n" + "\n".join(f"  {name:<14} {value}" for name, value in rows.items()) + "\n")

@@ -170,6 +170,17 @@ class Checkpoints:
             ),
         )
 
+    def forget_latest(self) -> None:
+        """Deletes the newest checkpoint, unless there is no other."""
+        *earlier, latest = sorted(self._whole_steps())
+        if not earlier:
+            return
+        if self._best and self._best["step"] == latest:
+            self._best = self.about(earlier[-1])["best"]
+        if self._writes:
+            self._manager.delete(latest)
+        self.wait()
+
     def check(self) -> None:
         """Raises what went wrong in the background since the last call of `save`, as the next one would."""
         self._manager.check_for_errors()

@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        rollbacks = 0
+        rollbacks, gone_back_to = 0, None
         while True:
             try:
                 results = _run(config, workdir, experiment, feeds, initial, steps, checkpoints, preemption, rollbacks)
@@ -67,6 +67,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
                 checkpoints.wait()
                 if config.on_divergence != "rollback" or not checkpoints.latest_step:
                     raise
+                if checkpoints.latest_step == gone_back_to:  # finite, but perhaps past saving
+                    checkpoints.forget_latest()
+                gone_back_to = checkpoints.latest_step
                 rollbacks = 1 + max(rollbacks, checkpoints.about(checkpoints.latest_step)["rollbacks"])
                 if rollbacks > config.max_rollbacks:
                     raise Diverged(f"{error} It was tried {config.max_rollbacks} times.") from None
@@ -127,7 +130,7 @@ def _run(
     state = parallel.replicate(state)
     arrays = {split: parallel.replicate(feeds[split].arrays) for split in feeds}
     key = parallel.replicate(jax.random.key(config.seed))  # never changes: a step folds its own number into it
-    step, pending, evaluation = first_step, [], None
+    step, pending, evaluation, peak = first_step, [], None, parallel.peak_flops()
     with (
         Writer(workdir, first_step, steps_per_epoch=feed.num_examples / config.batch_size) as writer,
         Progress(first_step, total_steps, config.batch_size, about) as progress,
@@ -160,6 +163,9 @@ def _run(
             sums = parallel.to_host(pending)  # waits until the devices have caught up
             values = metrics.means(sums) | metrics.latest(sums[-1])
             values |= progress.trained(step, values["loss"])
+            if peak:
+                operations = values["examples_per_second"] * experiment.flops_per_image
+                values["fraction_of_peak"] = round(operations / peak / parallel.device_count(), 4)
             _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
             writer.write(step, train_split, values)
             checkpoints.check()
@@ -177,7 +183,7 @@ def _run(
                 host_state = parallel.to_host(state)
                 # The loss would show it a step too late: it was computed before the update.
                 _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
-                about["skipped"] = sorted({*about["skipped"], *feed.skipped})
+                about["skipped"] = parallel.union([*about["skipped"], *feed.skipped])
                 writer.flush()
                 checkpoints.save(host_state, about | progress.totals(), evaluation)
             progress.resume()
@@ -304,7 +310,7 @@ def evaluate_feed(p_eval_step: Callable, variables: Any, arrays: Any, feed: Feed
 
 def _skipped(feeds: Iterable[Feed], before: Sequence[str]) -> dict[str, Any]:
     """The images that could not be read, also before a restart: how many, and the paths of the first of them."""
-    paths = sorted({*before, *(path for feed in feeds for path in feed.skipped)})
+    paths = parallel.union([*before, *(path for feed in feeds for path in feed.skipped)])
     return {"images": len(paths), "paths": paths[:100]}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import resource
 import socket
@@ -19,6 +20,25 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from cnn_research.errors import UserError
+
+# Multiplications and additions a second of one device with 16-bit numbers, dense, as its maker states it. Device kinds
+# as JAX names them; of TPU v2 and v3 a device is one of a chip's two cores.
+PEAK_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+    "Tesla V100-SXM2-16GB": 125e12,
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
 
 AXIS = "device"  # the name of the axis over which gradients, metrics and batch statistics are averaged
 
@@ -248,6 +268,18 @@ def total(count: int) -> int:
     return count if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int64(count)).sum())
 
 
+def union(texts: Iterable[str]) -> list[str]:
+    """Returns what any of the processes says, sorted; all of them must ask."""
+    own = sorted(set(texts))
+    if jax.process_count() == 1:
+        return own
+    data = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.int64(len(data))).max())
+    padded = np.pad(data, (0, longest - len(data)), constant_values=ord(" "))
+    everyone = multihost_utils.process_allgather(padded)
+    return sorted({text for row in everyone for text in json.loads(row.tobytes())})
+
+
 def agree(text: str) -> bool:
     """Whether all processes say the same; all of them must ask."""
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
@@ -289,6 +321,11 @@ def _local_device_memory() -> int:
 def round_up(batch_size: int) -> int:
     """Returns the next batch size that the devices can share evenly."""
     return -(-batch_size // device_count()) * device_count()
+
+
+def peak_flops() -> float | None:
+    """Returns the most operations a second of one device, with 16-bit numbers; None where that is not known."""
+    return PEAK_FLOPS.get(jax.devices()[0].device_kind)
 
 
 def peak_memory() -> int:

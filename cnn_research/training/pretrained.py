@@ -55,10 +55,11 @@ def load(config: ConfigDict, name: str, model: nn.Module, image_size: tuple[int,
 
 def _of_run(workdir: epath.Path, which: str) -> Any:
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:
-        step = checkpoints.latest_step if which == "latest" else (checkpoints.best or {}).get("step")
-        if step is None:
+        restore = checkpoints.restore_latest_network if which == "latest" else checkpoints.restore_best_network
+        found = restore()
+        if not found:
             raise ValueError(f"there is no {which} checkpoint of a run in this folder")
-        return checkpoints.restore_network(step)
+        return found[1]
 
 
 def _of_file(path: epath.Path, name: str, model: nn.Module, image_size: tuple[int, int], variables: Any) -> Any:

@@ -21,6 +21,7 @@ from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
 from cnn_research.models import registry
+from cnn_research.models.layer_table import layer_table
 from cnn_research.training import losses, optimizers, parallel, parameters, pretrained, schedules
 from cnn_research.training.state import TrainState, create_state
 from cnn_research.training.step import eval_step, network_input, train_step
@@ -197,6 +198,13 @@ class Experiment:
             return augment.output_shape(self._augmentation, self._feed.image_shape)
         except ValueError as error:
             raise UserError(f"config.augment={self._config.augment!r}: {error}") from None
+
+    @functools.cached_property
+    def flops_per_image(self) -> int:
+        """Multiplications and additions that training on one image takes: 2 for each of the network's multiply-adds,
+        and twice as many for the gradients, with respect to the layers' inputs and to their parameters.
+        """
+        return 6 * layer_table(self.model, self.input_shape).macs
 
     def initial_state(self, load_weights: bool = True) -> TrainState:
         """Initialises the parameters.

@@ -25,14 +25,17 @@ RESULTS = {
 def test_results(reference, results):
     found = results(reference)
     assert {name: found[name] for name in RESULTS} == RESULTS
-    keys = {"train_seconds", "examples_per_second", "test", "best", "versions", "digest", "skipped"}
+    keys = {"train_seconds", "device_seconds", "examples_per_second", "peak_memory_bytes"}
+    keys |= {"test", "best", "versions", "digest", "skipped", "rollbacks", "stopped_early"}
     assert set(found) == set(RESULTS) | keys
     assert set(found["test"]) == {"accuracy", "top5", "loss", "num_examples"}
     assert found["test"]["num_examples"] == len(load_digits().target) - 1437 == 360
     assert 0.3 < found["test"]["accuracy"] <= found["test"]["top5"] <= 1, "it should have learned something"
     assert found["best"]["accuracy"] >= found["test"]["accuracy"]
     assert len(found["digest"]) == 64 and found["skipped"] == {"images": 0, "paths": []}
-    assert found["train_seconds"] > 0 and found["examples_per_second"] > 0
+    assert found["device_seconds"] == found["train_seconds"] > 0 and found["peak_memory_bytes"] > 50e6
+    assert (found["rollbacks"], found["stopped_early"]) == (0, False)
+    assert found["examples_per_second"] > 0
 
 
 def test_metrics(reference, read_rows):
@@ -119,3 +122,10 @@ assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_preview_leaves_nothing_behind(script, tmp_path):
+    out, _ = script.run("train", *script.tiny, "--preview", f"--workdir={tmp_path / 'run'}")
+    for words in ("convnet, 1,046 parameters", "GFLOPs", "MiB a device", "120 steps", "3 evaluations", "cpu"):
+        assert words in out, words
+    assert not (tmp_path / "run").exists()

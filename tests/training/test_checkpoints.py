@@ -471,3 +471,16 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
         checkpoints.save(tiny(2), ABOUT, scores(0.9))
         assert checkpoints.best["step"] == 2 and not checkpoints.is_best(scores(0.8))  # as the one that writes
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_latest_is_forgotten_unless_it_is_the_only_one(tmp_path):
+    with Checkpoints(tmp_path, config(keep=2)) as checkpoints:
+        for step, accuracy in ((1, 0.5), (2, 0.9)):
+            checkpoints.save(tiny(step), ABOUT, scores(accuracy))
+        checkpoints.wait()
+        assert (checkpoints.latest_step, checkpoints.best["step"]) == (2, 2)
+        checkpoints.forget_latest()
+        assert (checkpoints.latest_step, checkpoints.best["step"]) == (1, 1)
+        checkpoints.forget_latest()
+        assert checkpoints.latest_step == 1
+    assert steps_on_disk(tmp_path) == [1]

@@ -19,7 +19,7 @@ def log_softmax(logits):
 
 
 def hinge(scores, label):
-    return max(0.0, 1 + max(z for k, z in enumerate(scores) if k != label) - scores[label])
+    return np.maximum(0, 1 + np.delete(scores, label) - scores[label]).sum() / len(scores)
 
 
 def expected(name, logits, q, gamma=2.0):
@@ -31,7 +31,7 @@ def expected(name, logits, q, gamma=2.0):
             return -(q * log_p).sum(-1)
         case "sigmoid":  # Wightman et al. 2021, section 3.1; log sigmoid(z) = -log(1 + e^-z)
             return (q * np.logaddexp(0, -z) + (1 - q) * np.logaddexp(0, z)).mean(-1)
-        case "hinge":  # Crammer & Singer 2001
+        case "hinge":  # Weston & Watkins 1999
             return np.array([sum(w * hinge(row, k) for k, w in enumerate(qs)) for row, qs in zip(z, q, strict=True)])
         case "squared_error":
             return ((q - p) ** 2).sum(-1) / 2
@@ -62,18 +62,19 @@ def test_loss(name, classes, smoothing):
     np.testing.assert_allclose(actual, expected(name, logits, q, gamma=1.5), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 1000])
 @pytest.mark.parametrize("name", CHOICES["loss.name"])
-def test_probabilities_in_place_of_labels(name):
-    logits = RNG.normal(size=(6, 3)).astype(np.float32)
-    mixed = RNG.dirichlet([0.5] * 3, size=6).astype(np.float32)
+def test_probabilities_in_place_of_labels(name, classes):
+    logits = RNG.normal(size=(6, classes)).astype(np.float32)
+    mixed = RNG.dirichlet([0.5] * classes, size=6).astype(np.float32)
     smoothing = 0.2 if name in SMOOTH else 0.0
-    loss = create(name, 3, label_smoothing=smoothing)
-    q = (1 - smoothing) * mixed + smoothing / 3
+    loss = jax.jit(create(name, classes, label_smoothing=smoothing))
+    q = (1 - smoothing) * mixed + smoothing / classes
     np.testing.assert_allclose(loss(logits, mixed), expected(name, logits, q), rtol=1e-5, atol=1e-6)
     # Certain probabilities are labels.
     labels = np.array([0, 1, 2, 2, 1, 0])
-    certain = np.eye(3, dtype=np.float32)[labels]
-    np.testing.assert_array_equal(loss(logits, certain), loss(logits, labels))
+    certain = np.eye(classes, dtype=np.float32)[labels]
+    np.testing.assert_allclose(loss(logits, certain), loss(logits, labels), rtol=1e-6)
 
 
 QUARTERS = [np.log(3), 0.0]  # p = (3/4, 1/4)
@@ -98,13 +99,13 @@ QUARTERS = [np.log(3), 0.0]  # p = (3/4, 1/4)
         ("sigmoid", QUARTERS, {}, (np.log(4 / 3) + np.log(2)) / 2),
         ("sigmoid", [1e4, -1e4], {}, 0.0),
         ("sigmoid", [-1e4, -1e4], {}, 5e3),
-        # The scores of the examples in Stanford's CS231n notes: cat 3.2, car 5.1, frog -1.7; 1.3, 4.9, 2.0. Theirs is
-        # the sum over the other classes (Weston & Watkins 1999), 2.9 and 0, of which at most one is above 0 here.
-        ("hinge", [3.2, 5.1, -1.7], {}, 2.9),
+        # The three images of Stanford's CS231n, lecture 3, whose losses are 2.9, 0 and 12.9 there, where they are sums.
+        ("hinge", [3.2, 5.1, -1.7], {}, 2.9 / 3),
         ("hinge", [4.9, 1.3, 2.0], {}, 0.0),
-        ("hinge", [0.0, 0.0, 0.0], {}, 1.0),
-        ("hinge", [0.5, 0.0], {}, 0.5),
-        ("hinge", [2.0, 2.0, 0.0], {}, 1.0),
+        ("hinge", [-3.1, 2.2, 2.5], {}, 12.9 / 3),
+        ("hinge", [0.0, 0.0, 0.0], {}, 2 / 3),
+        ("hinge", [0.5, 0.0], {}, 0.25),
+        ("hinge", [1e8, 0.0], {}, 0.0),
         ("squared_error", [0.0, 0.0, 0.0, 0.0], {}, (9 + 3) / 32),
         ("squared_error", QUARTERS, {}, 1 / 16),
         ("squared_error", [0.0, 1e4], {}, 1.0),
