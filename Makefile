@@ -20,6 +20,8 @@ TORCHVISION = torchvision==0.28.0
 ARGS =
 # What the other test targets run stays out.
 QUICK = not zoo and not smoke and not full and not parity
+# Most tests wait for one core: two processes are nearly twice as fast on two. A file's tests stay together, with what they share.
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG = experiments/configs/lenet5_digits.py
 WORKDIR = runs/$(basename $(notdir $(CONFIG)))
 
@@ -109,10 +111,10 @@ train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG=, WORKDIR= anot
 	.venv/bin/python experiments/train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: .venv/dev ## run the tests; ARGS= for pytest, such as -k lenet
-	.venv/bin/python -m pytest -q -m "$(QUICK)" $(ARGS)
+	.venv/bin/python -m pytest -q $(PARALLEL) -m "$(QUICK)" $(ARGS)
 
 test-zoo: .venv/dev ## run the tests of the large networks
-	.venv/bin/python -m pytest -q -m zoo $(ARGS)
+	.venv/bin/python -m pytest -q $(PARALLEL) -m zoo $(ARGS)
 
 test-full: .venv/dev ## run what takes long, an hour in all: networks at full depth, many kills, several hosts; ARGS=FILE for a part
 	.venv/bin/python -m pytest -q -m full $(ARGS)
@@ -131,7 +133,7 @@ format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff format
 
 test-oldest: .venv-oldest/dev ## run the tests with the oldest supported versions of everything
-	.venv-oldest/bin/python -m pytest -q -m "$(QUICK)" $(ARGS)
+	.venv-oldest/bin/python -m pytest -q $(PARALLEL) -m "$(QUICK)" $(ARGS)
 
 test-parity: .venv-parity/dev ## compare the networks with torchvision's, weights and logits
 	.venv-parity/bin/python -m pytest -q -m parity $(ARGS)

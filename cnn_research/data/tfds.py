@@ -1,10 +1,12 @@
 """Datasets that TensorFlow Datasets has prepared as array_record, read without TensorFlow.
 
-This is the only file that knows TensorFlow Datasets. It is imported lazily, because that takes half a second.
+This is the only file that knows TensorFlow Datasets. It is imported when the first record is read and not before,
+because that takes a third of a second: what a dataset is stands in JSON files, and its decoded images may be cached.
 """
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -12,7 +14,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from cnn_research.data import decode
@@ -36,10 +37,17 @@ class Tfds:
     classes: tuple[str, ...]
     image_shape: tuple[int | None, int | None, int]
     folder: Any  # epath.Path of the prepared dataset
-    records: Any  # array_record's data source: serialised tf.train.Example protos
+    num_examples: int
+
+    @functools.cached_property
+    def records(self) -> Any:
+        """array_record's data source: serialised tf.train.Example protos."""
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(self.folder).as_data_source(self.split).data_source
 
     def __len__(self) -> int:
-        return len(self.records)
+        return self.num_examples
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -93,31 +101,35 @@ def _tf_example():
 def open_tfds(name: str, split: str, data_dir: str) -> Tfds:
     """Opens one split of a prepared dataset; see `sources.open_source`."""
     folder = _prepared_folder(name, data_dir)
-
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
-    check_split(name, split, list(builder.info.splits))
-    if builder.info.splits[split].num_examples == 0:
+    info, features = (json.loads((folder / f"{file}.json").read_text()) for file in ("dataset_info", "features"))
+    sizes = {part["name"]: sum(map(int, part.get("shardLengths", []))) for part in info["splits"]}
+    check_split(name, split, list(sizes))
+    if sizes[split] == 0:
         raise UserError(f"The split {split!r} of {name!r} is empty.")
 
-    features = builder.info.features
-    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"": features}
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel) or not label.names:
+    features = features["featuresDict"]["features"] if "featuresDict" in features else {"": features}
+    kinds = {key: feature["pythonClassName"].rpartition(".")[2] for key, feature in features.items()}
+    classes = _classes(folder, features["label"]) if kinds.get("label") == "ClassLabel" else ()
+    if kinds.get("image") != "Image" or not classes:
         raise UserError(
             f"{name!r} isn't a dataset of labelled images: it needs a feature 'image' (an image) and a feature 'label' "
-            f"(a class), but has {', '.join(f'{key} ({type(f).__name__})' for key, f in features.items())}."
+            f"(a class), but has {', '.join(f'{key} ({kind})' for key, kind in kinds.items())}."
         )
-    if image.np_dtype != np.uint8:  # `dtype` would import TensorFlow
-        raise UserError(f"The images of {name!r} are {np.dtype(image.np_dtype)}; only uint8 images are supported.")
-    height, width, channels = image.shape
+    image = features["image"]["image"]
+    if image.get("dtype", "uint8") != "uint8":
+        raise UserError(f"The images of {name!r} are {image['dtype']}; only uint8 images are supported.")
+    height, width, channels = (None if size == "-1" else int(size) for size in image["shape"]["dimensions"])
+    if importlib.util.find_spec("array_record") is None:
+        raise UserError(f"Reading {name!r} needs array_record: pip install array_record.")
+    return Tfds(name, split, classes, (height, width, 1 if channels == 1 else 3), folder, sizes[split])
 
-    try:
-        records = builder.as_data_source(split).data_source
-    except ImportError as error:
-        raise UserError(f"Reading {name!r} needs array_record: pip install array_record ({error}).") from error
-    return Tfds(name, split, tuple(label.names), (height, width, 1 if channels == 1 else 3), folder, records)
+
+def _classes(folder: Any, label: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a label's classes, or their numbers where it has none."""
+    file = folder / "label.labels.txt"
+    if file.exists():
+        return tuple(name.strip() for name in file.read_text().split("\n") if name.strip())
+    return tuple(map(str, range(int(label["classLabel"].get("numClasses", 0)))))
 
 
 def _prepared_folder(name: str, data_dir: str):

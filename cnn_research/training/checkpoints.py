@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +42,15 @@ def _not_told_twice(record: logging.LogRecord) -> bool:
 
 
 absl_logging.get_absl_logger().addFilter(_not_told_twice)
+
+
+def _ignore_stragglers(unraisable: Any, others: Callable = sys.unraisablehook) -> None:
+    """Where one array can't be read or written, orbax stops listening, and Python would print the others' failures."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        others(unraisable)
+
+
+sys.unraisablehook = _ignore_stragglers
 
 
 def any_in(directory: epath.PathLike) -> bool:
@@ -369,21 +377,11 @@ def _json_digest(value: Any) -> str:
 @contextlib.contextmanager
 def _reading(what: str) -> Iterator[None]:
     """Within it, whatever orbax and TensorStore are led to by a broken file is a `Damaged`."""
-
-    # Where one array of many can't be read, orbax stops listening, and the others' failures would be printed.
-    def hook(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            previous(unraisable)
-
-    previous, sys.unraisablehook = sys.unraisablehook, hook
     try:
         yield
     except Exception as error:
-        time.sleep(0.2)  # for the others to fail
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Damaged(f"{what} can't be read ({reason[:120]})") from error
-    finally:
-        sys.unraisablehook = previous
 
 
 def _numpy_like(tree: Any) -> Any:

@@ -58,6 +58,8 @@ def full_disk_told(workdir: epath.Path) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reasons = [words for words in _FULL if words in str(error)]
         if not reasons:

@@ -253,17 +253,16 @@ def test_a_crop_needs_a_size(source):
 # Processes ------------------------------------------------------------------------------------------------------------
 
 
-def children():
-    """The processes that work for a Grain of this process or of one that is gone."""
+def marked(mark):
+    """The processes with a mark in their environment, which whatever they start inherits."""
     found = set()
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if f"STREAMING_TEST={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.add(int(process.name))
             except OSError:
                 continue
-            if "multiprocessing" in command and "spawn_main" in command:
-                found.add(int(process.name))
     return found
 
 
@@ -294,18 +293,19 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes as Linux shows them")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes as Linux shows them")
 @pytest.mark.parametrize("killed", [False, True])
 def test_nothing_is_left_of_the_workers(folder, tmp_path, killed):
     (tmp_path / "program.py").write_text(PROGRAM)
-    processes, memory = children(), shared_memory()
+    memory = shared_memory()
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "STREAMING_TEST": str(tmp_path)}
     command = [sys.executable, str(tmp_path / "program.py"), f"folder:{folder}", "60" if killed else "0"]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert program.stdout.readline() == "ready\n"
     if killed:
-        assert len(children() - processes) >= 2
+        assert len(marked(tmp_path)) >= 1 + 2
         program.kill()
     program.communicate(timeout=60)
     assert program.returncode == (-9 if killed else 0)
-    assert wait_until(lambda: not children() - processes), "workers are left"
+    assert wait_until(lambda: not marked(tmp_path)), "workers are left"
     assert wait_until(lambda: not shared_memory() - memory), "shared memory is left"
