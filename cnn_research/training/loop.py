@@ -14,6 +14,7 @@ from cnn_research.errors import Diverged, Preempted, UserError
 from cnn_research.training import metrics, parallel
 from cnn_research.training import workdir as files
 from cnn_research.training.checkpoints import Checkpoints, any_in
+from cnn_research.training.divergence import Rollbacks, largest, require_finite
 from cnn_research.training.preemption import Preemption
 from cnn_research.training.setup import Experiment, Feed, open_feeds
 from cnn_research.training.state import TrainState, count_parameters, digest
@@ -57,22 +58,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
         Preemption() as preemption,  # outside: a signal that comes again must not end the last checkpoint's writing
         Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        rollbacks, gone_back_to = 0, None
-        while True:
+        rollbacks, results = Rollbacks(config), None
+        while results is None:
             try:
-                results = _run(config, workdir, experiment, feeds, initial, steps, checkpoints, preemption, rollbacks)
-                break
+                results = _run(
+                    config, workdir, experiment, feeds, initial, steps, checkpoints, preemption, rollbacks.count
+                )
             except Diverged as error:
-                checkpoints.wait()
-                if config.on_divergence != "rollback" or not checkpoints.latest_step:
-                    raise
-                if checkpoints.latest_step == gone_back_to:  # finite, but perhaps past saving
-                    checkpoints.forget_latest()
-                gone_back_to = checkpoints.latest_step
-                rollbacks = 1 + max(rollbacks, checkpoints.about(checkpoints.latest_step)["rollbacks"])
-                if rollbacks > config.max_rollbacks:
-                    raise Diverged(f"{error} It was tried {config.max_rollbacks} times.") from None
-                logging.warning(f"{error} Rollback {rollbacks}: going on from there at a rate lower than before.")
+                rollbacks.go_back(error, checkpoints)
     if parallel.is_main():  # and only now: a run that has results has its last checkpoint on the disk
         with files.full_disk_told(workdir):
             files.write_json(workdir / "results.json", results)
@@ -140,7 +133,7 @@ def _run(
 
         def evaluate_on(split: str) -> dict[str, float]:
             values = evaluate_feed(p_eval_step, state.network, arrays[split], feeds[split], config.eval_batch_size)
-            _require_finite([values["loss"]], step, f"loss on {split!r}", checkpoints)
+            require_finite([values["loss"]], step, f"loss on {split!r}", checkpoints)
             writer.write(step, split, values)
             progress.evaluated(step, split, values)
             return values
@@ -165,7 +158,7 @@ def _run(
             if peak:
                 operations = values["examples_per_second"] * experiment.flops_per_image
                 values["fraction_of_peak"] = round(operations / peak / parallel.device_count(), 4)
-            _require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
+            require_finite([s["loss"] for s in sums], step - len(sums) + 1, "training loss", checkpoints)
             writer.write(step, train_split, values)
             checkpoints.check()
             pending = []
@@ -181,7 +174,7 @@ def _run(
             if saving or improved or about["stopped_early"]:
                 host_state = parallel.to_host(state)
                 # The loss would show it a step too late: it was computed before the update.
-                _require_finite(_largest(host_state), step, "parameters or optimizer state", checkpoints)
+                require_finite([largest(host_state)], step, "parameters or optimizer state", checkpoints)
                 about["skipped"] = parallel.union([*about["skipped"], *feed.skipped])
                 writer.flush()
                 checkpoints.save(host_state, about | progress.totals(), evaluation)
@@ -311,18 +304,3 @@ def _skipped(feeds: Iterable[Feed], before: Sequence[str]) -> dict[str, Any]:
     """The images that could not be read, also before a restart: how many, and the paths of the first of them."""
     paths = parallel.union([*before, *(path for feed in feeds for path in feed.skipped)])
     return {"images": len(paths), "paths": paths[:100]}
-
-
-def _largest(tree: Any) -> list[float]:
-    """One number that is finite if all of a tree's are."""
-    return [np.max([np.abs(leaf).max() for leaf in jax.tree.leaves(tree)])]
-
-
-def _require_finite(values: Sequence[float], first_step: int, what: str, checkpoints: Checkpoints) -> None:
-    """Checks one value for each step from `first_step`."""
-    bad = [first_step + i for i, value in enumerate(values) if not np.isfinite(value)]
-    if bad:
-        steps = f"step {bad[0]}" if len(bad) == 1 else f"steps {bad[0]} to {bad[-1]}"
-        saved = checkpoints.latest_step
-        left = f"the last checkpoint, of step {saved}, is finite" if saved else "there is no checkpoint yet"
-        raise Diverged(f"diverged: {what} not finite at {steps}; {left}. A lower learning rate or a warm-up may help.")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from flax.errors import ScopeParamShapeError
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -99,7 +100,7 @@ def open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) ->
         if len(values) not in (1, channels):
             raise UserError(
                 f"config.dataset.{field}={values}: {config.dataset.name} has {channels} channel(s), "
-                f"so 1 or {channels} values are needed, not {len(values)}"
+                f"so {' or '.join(dict.fromkeys(('1', str(channels))))} values are needed, not {len(values)}"
             )
     return feed
 
@@ -135,6 +136,9 @@ class Experiment:
         if config.profile:
             sizes = {"batch_size": config.batch_size, "num_examples": feed.num_examples}
             self.profile = configs.to_span(config.profile, **sizes, total_steps=self.total_steps)
+            if self.profile[0] >= self.total_steps:
+                begins = f"begins at step {self.profile[0]}, but training ends at {self.total_steps}"
+                raise UserError(f"config.profile={config.profile!r} {begins}")
         self._loss = losses.create_loss(config.loss, len(feed.classes))
         self._input = {
             "gather": feed.gather,
@@ -219,18 +223,24 @@ class Experiment:
                 images don't fit the augmentation or are too small for the network: that message names the layer and its
                 arithmetic.
         """
+        config = self._config
         try:
-            return create_state(
+            state = create_state(
                 self.model,
                 self._optimizer,
-                self._config.seed,
+                config.seed,
                 self.input_shape,
-                averaging=self._config.ema_decay > 0,
-                loss_scaling=self._config.precision == "float16",
-                load=self._load if load_weights and self._config.init.weights else None,
+                averaging=config.ema_decay > 0,
+                loss_scaling=config.precision == "float16",
+                load=self._load if load_weights and config.init.weights else None,
             )
         except ValueError as error:
-            raise UserError(f"config.model.name={self._config.model.name!r}: {error}") from None
+            raise UserError(f"config.model.name={config.model.name!r}: {error}") from None
+        norms = {path.rpartition("/")[0] for path in flatten_dict(state.batch_stats, sep="/")}
+        if config.freeze_batch_stats and not any(map(self._is_frozen, norms)):
+            freeze = f"config.optimizer.freeze={config.optimizer.freeze}"
+            raise UserError(f"config.freeze_batch_stats=True: {freeze} freezes no batch normalisation's scale")
+        return state
 
     def _load(self, variables: Any) -> Any:
         return pretrained.load(self._config.init, self._config.model.name, self.model, self.input_shape[:2], variables)

@@ -182,7 +182,7 @@ def test_rollback_goes_on_at_a_lower_rate(script, results, read_rows, tmp_path):
 def test_rollbacks_are_bounded(script, tmp_path):
     flags = ["--config.on_divergence=rollback", "--config.rollback_factor=0.99", "--config.max_rollbacks=2"]
     _, err = script.run("train", *script.tiny, *DIVERGES, *flags, f"--workdir={tmp_path}", code=3)
-    assert "Rollback 2:" in err and "tried 2 times" in err and "Traceback" not in err
+    assert "Rollback 2:" in err and "again after 2 rollbacks" in err and "Traceback" not in err
     assert not (tmp_path / "results.json").exists()
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cnn_research.config import base_config
+from cnn_research.config import base_config, set_field
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.data.streaming import StreamingFeed
@@ -175,3 +175,25 @@ def test_evaluation_alone_needs_no_streaming_for_crops():
     config = base_config()
     config.dataset.image_size, config.dataset.train_crop = 28, "random_resized_crop"
     assert type(open_feeds(config, ("test[:20]",))["test[:20]"]) is ResidentFeed
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"profile": "20st:30st", "duration": "20st"},
+            "profile='20st:30st' begins at step 20, but training ends at 20",
+        ),
+        (
+            {"freeze_batch_stats": True, "optimizer.freeze": ("^C1",)},
+            "freeze_batch_stats=True: .* freezes no batch norm",
+        ),
+    ],
+)
+def test_what_could_never_have_an_effect(fields, says):
+    config = base_config()
+    config.dataset.update(name="shapes:32", train_split="train[:20]")
+    for field, value in fields.items():
+        set_field(config, field, value)
+    with pytest.raises(UserError, match=says):
+        Experiment(config, open_feeds(config, (), "train[:20]")["train[:20]"]).initial_state()
