@@ -257,8 +257,8 @@ def test_unknown_models(variants, arguments, message):
         ("lenet5_paper", {"activation": "relu"}, "lenet5_paper has no field 'activation'; fields: none"),
         ("lenet5", {"parent": None}, "lenet5 has no field 'parent'"),
         ("lenet5_paper", {"conv": nn.Conv}, "lenet5_paper has no field 'conv'"),
-        ("lenet5", {"dtype": "float16"}, "lenet5: dtype must be float32 or bfloat16, got float16"),
-        ("lenet5", {"dtype": np.float64}, "lenet5: dtype must be float32 or bfloat16, got float64"),
+        ("lenet5", {"dtype": "int8"}, "lenet5: dtype must be float32, bfloat16 or float16, got int8"),
+        ("lenet5", {"dtype": np.float64}, "lenet5: dtype must be float32, bfloat16 or float16, got float64"),
     ],
 )
 def test_unknown_fields(name, fields, message):
