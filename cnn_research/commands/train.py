@@ -41,7 +41,7 @@ def main() -> None:
         "test accuracy": f"{test['accuracy']:.4f} (top-5 {test['top5']:.4f}, loss {test['loss']:.4f})",
         "best": f"{best['accuracy']:.4f} at step {best['step']}",
         "trained": f"{results['epochs']:.1f} epochs, {results['steps']:,} steps in {results['train_seconds']:.1f} s"
-        + (f" ({rate:,.0f} images/s)" if rate else ""),
+        + (f" ({rate:,.0f} images/s; {results['device_seconds']:,.1f} device-seconds)" if rate else ""),
         "on": f"{results['devices']} {results['platform']} device(s)",
         "digest": results["digest"][:16],
         "results": f"{workdir}/results.json",
