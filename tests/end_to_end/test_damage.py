@@ -35,7 +35,9 @@ def test_a_damaged_checkpoint_costs_one_interval(script, interrupted, reference,
     _, err = script.run("train", *script.tiny, f"--workdir={interrupted}")
     assert "using checkpoint 100 instead" in err and "Steps 100 to 120" in err and "Traceback" not in err
     assert results(interrupted)["digest"] == results(reference)["digest"]
-    assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == ["100", "120"]
+    # And what was the best when 100 was saved.
+    kept = {path.name for path in (interrupted / "checkpoints").iterdir()}
+    assert {"100", "120"} <= kept and len(kept) <= 3
 
 
 def test_nothing_is_begun_anew_when_all_are_damaged(script, interrupted):

@@ -164,7 +164,7 @@ def test_all_go_back_together_after_a_divergence(script, flags_of, tmp_path):
     assert codes == [3, 3], "\n".join(errs)
     for err in errs:
         starts = [line.split("Steps ")[1].split()[0] for line in err.splitlines() if "Steps " in line]
-        assert starts == ["0", "20", "10"] and "tried 2 times" in err
+        assert starts == ["0", "20", "10"] and "again after 2 rollbacks" in err
 
 
 @pytest.mark.parametrize("name", EACH)
