@@ -190,9 +190,9 @@ def train_step(
         new_state = new_state.replace(averaged=average(state.averaged, new_state.variables))
     numbers = {
         "learning_rate": jnp.asarray(schedule(state.step) * state.learning_rate_scale, jnp.float32),
-        "gradient_norm": optax.tree.norm(grads),
-        "update_norm": optax.tree.norm(updates),
-        "parameter_norm": optax.tree.norm(new_state.params),
+        "gradient_norm": metrics.norm(grads),
+        "update_norm": metrics.norm(updates),
+        "parameter_norm": metrics.norm(new_state.params),
     }
     if state.loss_scale:
         finite = jnp.isfinite(numbers["gradient_norm"])
