@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -23,7 +23,6 @@ from cnn_research.data.resize import resize
 from cnn_research.training import parallel
 from cnn_research.training.loop import train
 from cnn_research.training.setup import Experiment, Feed, open_feed, open_feeds
-from cnn_research.training.writers import read_metrics
 from cnn_research.validation import validate
 
 _SAMPLE = 256  # images that are read or decoded again and again
@@ -102,19 +101,22 @@ def measure_data(config: ConfigDict, repeats: int = 5, seconds: float = 1.0) -> 
     }
 
 
-def measure_loop(config: ConfigDict, repeats: int = 5, steps: int = 200) -> dict[str, Any]:
+def measure_loop(config: ConfigDict, repeats: int = 10, steps: int = 50) -> dict[str, Any]:
     """Measures what the whole training loop costs beyond the compiled steps: feeding, logging, saving.
 
-    Evaluations are left out: the loop makes none between the steps that are counted.
+    One run is trained, and stopped again and again for as many bare steps: neighbours in time are compared, so that a
+    machine whose speed changes from second to second slows both. Evaluations are left out: the loop makes none between
+    the steps that are counted.
 
     Args:
         config: of the experiment. Its intervals of logging and saving are kept, its duration is not.
-        repeats: how often both are measured, alternating.
-        steps: how many of each, after some that compile and warm up.
+        repeats: how often both are measured.
+        steps: how many of each at a time; rounded up to a multiple of the interval of logging, where the loop waits for
+            the devices.
 
     Returns:
-        {"loop_ms", "step_ms": {"median", "least", "most"} of a step, "overhead": {"median", "least"}: the ratios of
-        these, less 1}. On a machine that does other things too, the least is nearer to the truth.
+        {"loop_ms", "step_ms": {"median", "least", "most"} of a step, "overhead": {"median", "least", "most"}: of the
+        ratios of each loop to the bare steps right after it, less 1, "steps": at a time}.
 
     Raises:
         UserError: the config or the dataset is not right.
@@ -123,29 +125,41 @@ def measure_loop(config: ConfigDict, repeats: int = 5, steps: int = 200) -> dict
     validate(config, parallel.device_count())
     split = config.dataset.train_split
     feed = open_feeds(config, (), split)[split]
-    warm_up = Experiment(config, feed).log_every
-    total = warm_up + -(-steps // warm_up) * warm_up
-    config.duration = config.eval_every = f"{total}st"
+    log_every = Experiment(config, feed).log_every
+    steps = -(-steps // log_every) * log_every
+    config.duration = config.eval_every = f"{(repeats + 1) * steps + 1}st"  # the first of them warm up
     experiment = Experiment(config, feed)
-
-    def loop() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            train(config, folder)
-            rows = [row for row in read_metrics(epath.Path(folder) / "metrics.jsonl") if row["split"] == split]
-        seconds = {row["step"]: row["seconds"] for row in rows}
-        return (seconds[total] - seconds[warm_up]) / (total - warm_up)
-
     bare = bare_steps(experiment, feed, config)
-    for _ in range(3):
-        bare(1)
-    times: dict[str, list[float]] = {"loop": [], "step": []}
-    for number in range(repeats):
-        logging.info(f"{number + 1} of {repeats}")
-        times["step"].append(bare(total - warm_up))
-        times["loop"].append(loop())
-    loop_ms, step_ms = (_spread([1e3 * t for t in times[name]], 3) for name in ("loop", "step"))
-    overhead = {which: round(loop_ms[which] / step_ms[which] - 1, 4) for which in ("median", "least")}
-    return {"steps": total - warm_up, "loop_ms": loop_ms, "step_ms": step_ms, "overhead": overhead}
+    bare(3)
+    loop_seconds, step_seconds = [], []
+
+    def interrupted(p_train_step: Callable) -> Callable:
+        """The compiled step, before which the loop stands still every `steps` times."""
+        began, calls = 0.0, 0
+
+        def step(*args: Any) -> Any:
+            nonlocal began, calls
+            if calls and calls % steps == 0:
+                jax.block_until_ready(args)
+                loop_seconds.append((time.perf_counter() - began) / steps)
+                step_seconds.append(bare(steps))
+                logging.info(f"{len(step_seconds) - 1} of {repeats}")
+            if calls % steps == 0:
+                began = time.perf_counter()
+            calls += 1
+            return p_train_step(*args)
+
+        return step
+
+    compiled = Experiment.train_step
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(Experiment, "train_step", lambda self: interrupted(compiled(self))),
+    ):
+        train(config, folder)
+    ratios = [loop / step - 1 for loop, step in zip(loop_seconds, step_seconds, strict=True)]
+    loop_ms, step_ms = (_spread([1e3 * t for t in times[1:]], 3) for times in (loop_seconds, step_seconds))
+    return {"steps": steps, "loop_ms": loop_ms, "step_ms": step_ms, "overhead": _spread(ratios[1:], 4)}
 
 
 def bare_steps(experiment: Experiment, feed: Feed, config: ConfigDict) -> Callable[[int], float]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import resource
@@ -41,6 +42,10 @@ PEAK_FLOPS = {
 }
 
 AXIS = "device"  # the name of the axis over which gradients, metrics and batch statistics are averaged
+
+# Newer Flax names the axis when it puts arrays on the devices. Unless it is the name that pmap gives to its results, a
+# step is traced and compiled twice: for the first state, and for all those that it returns.
+_AS_PMAP = {"axis_name": AXIS} if "axis_name" in inspect.signature(jax_utils.replicate).parameters else {}
 
 # Seconds in which every process must have come: the hosts of a pod start minutes apart.
 START_TIMEOUT = 300
@@ -212,7 +217,12 @@ def pmap_step(step: Callable, *, donate_state: bool) -> Callable:
 
 def replicate(tree: Any) -> Any:
     """Copies arrays to every local device, with a leading axis of devices."""
-    return jax_utils.replicate(tree)
+
+    def on_host(x: Any) -> Any:  # JAX's own arrays would be stacked on the device, which is compiled for each shape
+        is_key = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return x if is_key else np.asarray(x)
+
+    return jax_utils.replicate(jax.tree.map(on_host, tree), **_AS_PMAP)
 
 
 def to_host(tree: Any) -> Any:
@@ -254,7 +264,7 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[d
             asking for it does. 0 leaves it to the step: for a few numbers the asking would take half a millisecond.
     """
     shards = map(shard, batches)
-    return jax_utils.prefetch_to_device(shards, count) if count else shards
+    return jax_utils.prefetch_to_device(shards, count, **_AS_PMAP) if count else shards
 
 
 def limit_ahead(results: Sequence[Any], ahead: int | None) -> None:

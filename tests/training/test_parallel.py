@@ -46,6 +46,20 @@ def test_to_host_of_what_a_step_returns(state):
     assert host[1]["total"] == 120  # of all devices together
 
 
+def test_a_step_is_compiled_once(state):
+    # What replicate and prefetch put on the devices is laid out as what a step returns.
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    step = parallel.pmap_step(double, donate_state=True)
+    batches = parallel.prefetch(iter([{"x": np.ones(8, np.float32)}] * 4), 2)
+    new, total = step(parallel.replicate(state), next(batches))
+    first = sum("backend_compile" in event for event in compiled)
+    for batch in batches:
+        new, total = step(new, batch)
+    jax.block_until_ready(new)
+    assert first > 0 and sum("backend_compile" in event for event in compiled) == first
+
+
 def test_to_host_takes_the_first_device():
     each = jax.pmap(lambda x: x * 10)(np.arange(DEVICES, dtype=np.float32))
     assert parallel.to_host(each) == 0
