@@ -73,17 +73,21 @@ def _apart(points: np.ndarray, distance: float) -> list[int]:
     return chosen
 
 
-# The pictures are one sheet, of which a small window shows the one under the pointer. {plot_id} is plotly's.
+# The pictures are one sheet, of which a small window shows the one under the pointer, in the corner that is farther
+# from it. {plot_id} is plotly's.
 _HOVER = """
 const plot = document.getElementById("{plot_id}"), sheet = SHEET;
 const picture = document.createElement("div");
-Object.assign(picture.style, {position: "absolute", top: "8px", left: "8px", pointerEvents: "none", display: "none",
+Object.assign(picture.style, {position: "absolute", top: "8px", pointerEvents: "none", display: "none",
   width: "96px", height: "96px", border: "3px solid", imageRendering: "pixelated", zIndex: 1,
   backgroundImage: `url(${sheet.url})`, backgroundSize: `${96 * sheet.columns}px ${96 * sheet.rows}px`});
 plot.style.position = "relative";
 plot.appendChild(picture);
 plot.on("plotly_hover", event => {
-  const point = event.points[0], index = point.customdata;
+  const point = event.points[0], index = point.customdata, box = plot.getBoundingClientRect();
+  const onTheRight = event.event.clientX < box.left + box.width / 2;
+  picture.style.left = onTheRight ? "" : "8px";
+  picture.style.right = onTheRight ? "8px" : "";
   picture.style.backgroundPosition =
     `${-96 * (index % sheet.columns)}px ${-96 * Math.floor(index / sheet.columns)}px`;
   picture.style.borderColor = point.fullData.marker.color;
@@ -142,7 +146,7 @@ def embedding_html(
         full_html=False,
         include_plotlyjs=include_plotlyjs,
         post_script=_HOVER.replace("SHEET", json.dumps(_sheet(images))),
-        config={"displaylogo": False, "responsive": True},
+        config={"displayModeBar": False, "responsive": True},
     )
 
 
