@@ -18,12 +18,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 EXTRAS = [Requirement(line) for name in ("cuda", "tpu") for line in PROJECT["project"]["optional-dependencies"][name]]
 
+# What the extra `explain` brings, by the name that it is imported by; absent, it is missed only by whoever asks for it.
+OPTIONAL = {"umap": "umap-learn", "saliency": "saliency"}
+
 # The places, as prefixes of the path in the package, where each of these may be used.
 PLACES = {
     "jax.pmap": "training/parallel.py",
     "jax.distributed": "training/parallel.py",
     "jax.experimental.multihost_utils": "training/parallel.py",
     "flax.jax_utils": "training/parallel.py",
+    **dict.fromkeys(OPTIONAL, "explain/"),
     "print": "commands/",
     "sys.exit": "commands/",
     "absl.app": "commands/",
@@ -103,10 +107,21 @@ def test_core_dependencies_bring_everything_that_is_imported():
     undeclared = set()
     for file in FILES:
         modules = {name.split(".")[0] for name in imports(ast.parse(file.read_text())).values()}
-        for module in modules - sys.stdlib_module_names - {"cnn_research"}:
+        for module in modules - sys.stdlib_module_names - {"cnn_research", *OPTIONAL}:
             if not declared & {canonicalize_name(name) for name in distributions.get(module, [])}:
                 undeclared.add(f"{module} in {file.relative_to(ROOT)}")
     assert not undeclared
+
+
+def test_optional_packages_are_those_of_the_extra():
+    extra = PROJECT["project"]["optional-dependencies"]["explain"]
+    assert set(OPTIONAL.values()) == {canonicalize_name(Requirement(line).name) for line in extra}
+
+
+def test_optional_packages_are_imported_by_the_functions_that_need_them():
+    for file in FILES:
+        body = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not {name.split(".")[0] for name in imports(ast.Module(body, [])).values()} & set(OPTIONAL), file
 
 
 def test_every_package_directory_is_listed():
