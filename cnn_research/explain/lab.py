@@ -4,7 +4,7 @@ Figures are returned and neither shown nor saved. Animations are returned as a `
 which shows itself in a notebook and works in a page without a network.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,9 @@ GALLERY = (
 # ------------------------------------------------------------------------------------------------------- filters
 
 
-def filter_gallery(image: np.ndarray, names: Sequence[str] = GALLERY, *, columns: int = 4) -> Figure:
+def filter_gallery(
+    image: np.ndarray, filters: Sequence[str] | Mapping[str, np.ndarray] = GALLERY, *, columns: int = 4
+) -> Figure:
     """What filters make of an image, each beside its weights.
 
     A filter whose weights add up to 0 sees brightness alone: red is positive, blue negative, white 0. Its scale ends
@@ -35,22 +37,23 @@ def filter_gallery(image: np.ndarray, names: Sequence[str] = GALLERY, *, columns
 
     Args:
         image: [H, W] or [H, W, C]; uint8, or floats in [0, 1].
-        names: in `kernels.FILTERS`.
+        filters: names in `kernels.FILTERS`, or one's own weights [k, k] by name.
         columns: pictures side by side.
 
     Raises:
-        ValueError: there is no filter of that name, or no image of that shape.
+        ValueError: there is no filter of that name, weights are no square, or the image has another shape.
     """
-    rows = -(-len(names) // columns)
+    rows = -(-len(filters) // columns)
     figure = board.new_figure(3.6 * columns, 3.05 * rows)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[3, 1] * columns)
-    for number, name in enumerate(names):
+    for number, name in enumerate(filters):
         row, column = divmod(number, columns)
         picture, weights = (board.bare(figure.add_subplot(grid[row, 2 * column + side])) for side in (0, 1))
         picture.set_title(name, fontsize=11, fontweight="bold", loc="left")
-        chosen = kernels.kernel_weights(name)
-        notes = kernels.FILTERS[name].effect, _draw_filtered(picture, image, chosen)
+        own = isinstance(filters, Mapping)
+        chosen = kernels.kernel_weights(filters[name] if own else name)
+        notes = "" if own else kernels.FILTERS[name].effect, _draw_filtered(picture, image, chosen)
         picture.set_xlabel("; ".join(filter(None, notes)), fontsize=8, loc="left")
         _draw_weights(weights, chosen)
     return figure
@@ -99,6 +102,38 @@ def _draw_weights(axes: Axes, weights: np.ndarray) -> None:
         axes.text(column, row, board.format_number(weight), ha="center", va="center", fontsize=24 / len(weights))
     if divisor > 1:
         axes.set_xlabel(f"/ {divisor}", fontsize=9)
+
+
+def convolution_relu_pool(image: np.ndarray, kernel: str | np.ndarray, size: int = 4) -> Figure:
+    """What the first layers of a network make of an image: convolution, rectifier, maximum of size x size pixels.
+
+    Args:
+        image: [H, W] or [H, W, C]; uint8, or floats in [0, 1]; its brightness is looked at.
+        kernel: a name in `kernels.FILTERS`, or weights [k, k].
+        size: of the pooling's windows.
+
+    Raises:
+        ValueError: as `kernels.filter_image`.
+    """
+    grey = kernels.to_grey(image)
+    convolved = kernels.filter_image(grey, kernel, padding="valid")
+    rectified = np.asarray(layers.ACTIVATIONS["relu"](convolved))
+    pooled = kernels.pool_image(rectified, "max", size)
+    figure = board.new_figure(13, 3.5)
+    limit = max(float(np.quantile(np.abs(convolved), 0.995)), 1e-6)
+    first, *others = figure.subplots(1, 4)
+    board.titled(first, _sized("image", grey)).imshow(grey, cmap=GREY, vmin=0, vmax=1, interpolation="nearest")
+    for axes, name, result in zip(
+        others, ("convolution", "ReLU", f"max of {size}×{size}"), (convolved, rectified, pooled), strict=True
+    ):
+        board.titled(axes, _sized(name, result))
+        drawn = axes.imshow(result, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+    figure.colorbar(drawn, ax=others, shrink=0.7, pad=0.01)
+    return figure
+
+
+def _sized(name: str, image: np.ndarray) -> str:
+    return f"{name}, {image.shape[0]}×{image.shape[1]}"
 
 
 # -------------------------------------------------------------------------------------------------- step by step
@@ -298,6 +333,30 @@ def animate_pooling(
         seconds,
         f"A {size}×{size} window moves over an image: {', '.join(kinds)} pooling",
     )
+
+
+def pooled_pictures(
+    image: np.ndarray, sizes: Sequence[int] = (2, 4, 8), kinds: Sequence[str] = ("max", "average", "sum")
+) -> Figure:
+    """What is left of a picture after pooling: a row for each kind, a column for each size of the windows.
+
+    Sums are drawn from 0 to the largest possible one, so that they look like averages: they differ by a factor only.
+
+    Args:
+        image: [H, W] or [H, W, C]; uint8, or floats in [0, 1].
+        sizes: of the windows, which touch and don't overlap.
+        kinds: max | average | sum.
+
+    Raises:
+        ValueError: as `kernels.pool_image`.
+    """
+    figure = board.new_figure(2.4 * (len(sizes) + 1), 2.6 * len(kinds))
+    for row, kind in zip(figure.subplots(len(kinds), len(sizes) + 1, squeeze=False), kinds, strict=True):
+        for axes, size in zip(row, (1, *sizes), strict=True):
+            result = kernels.pool_image(image, kind, size) / (size**2 if kind == "sum" else 1)
+            title = _sized("image" if size == 1 else f"{kind} of {size}×{size}", result)
+            board.titled(axes, title).imshow(result.squeeze(), cmap=GREY, vmin=0, vmax=1, interpolation="nearest")
+    return figure
 
 
 # --------------------------------------------------------------------------------------------------- activations

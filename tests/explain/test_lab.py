@@ -119,6 +119,36 @@ def test_gallery_shows_each_filter_beside_its_weights():
     assert sobel.get_xlabel().endswith(f"±{high:.2g}")
 
 
+def test_gallery_shows_ones_own_weights():
+    figure = lab.filter_gallery(boat(32), {"mine": np.array([[1, -1], [0, 0]])})
+    assert numbers(figure.axes[1]) == ["1", "−1", "0", "0"]
+    assert figure.axes[0].get_title(loc="left") == "mine"
+
+
+def test_stages_of_a_layer_follow_from_each_other():
+    figure = lab.convolution_relu_pool(boat(34), "sobel_y", size=4)
+    convolved, rectified, pooled = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[1:4])
+    assert convolved.shape == (32, 32) and convolved.min() < 0
+    np.testing.assert_array_equal(rectified, np.maximum(convolved, 0))
+    np.testing.assert_array_equal(pooled, rectified.reshape(8, 4, 8, 4).max(axis=(1, 3)))
+    assert [axes.get_title() for axes in figure.axes[:4]] == [
+        "image, 34×34",
+        "convolution, 32×32",
+        "ReLU, 32×32",
+        "max of 4×4, 8×8",
+    ]
+
+
+def test_pooled_pictures_by_numpy():
+    picture = boat(32)
+    figure = lab.pooled_pictures(picture, sizes=(4,))
+    blocks = (picture / 255).reshape(8, 4, 8, 4, 3)
+    for axes, expected in zip(
+        figure.axes[1::2], (blocks.max(axis=(1, 3)), blocks.mean(axis=(1, 3)), blocks.mean(axis=(1, 3))), strict=True
+    ):
+        np.testing.assert_allclose(axes.images[0].get_array(), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (32, 32, 1), (32, 32, 3)])
 def test_gallery_takes_grey_and_colour(shape):
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
