@@ -112,13 +112,13 @@ class Player:
 _BUTTONS = {
     "fa-minus": "−",
     "fa-plus": "+",
-    "fa-fast-backward": "⏮",
+    "fa-fast-backward": "|◀",
     "fa-step-backward": "‹",
     "fa-play fa-flip-horizontal": "◀",
     "fa-pause": "❚❚",
     "fa-play": "▶",
     "fa-step-forward": "›",
-    "fa-fast-forward": "⏭",
+    "fa-fast-forward": "▶|",
 }
 
 
