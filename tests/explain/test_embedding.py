@@ -171,6 +171,15 @@ def test_purity_of_the_textbook():
     assert [found.labels[found.assignment[i]] for i in (0, 6, 12)] == [0, 1, 2]
 
 
+def test_clusters_come_from_the_largest_to_the_smallest():
+    labels = np.repeat(np.arange(6), [3, 8, 5, 4, 7, 6])
+    points = 50 * np.eye(6)[labels] + np.random.default_rng(0).normal(size=(33, 6))
+    found = embedding.clusters(points, labels)
+    assert found.sizes.tolist() == np.bincount(found.assignment).tolist() == [8, 7, 6, 5, 4, 3]
+    assert found.labels.tolist() == [1, 4, 5, 2, 3, 0]
+    np.testing.assert_array_equal(found.labels[found.assignment], labels)
+
+
 def test_clusters_refuse_more_than_points():
     with pytest.raises(ValueError, match="number of points, 3, got 4"):
         embedding.clusters(np.zeros((3, 1)), np.array([0, 1, 1]), k=4)
