@@ -36,7 +36,6 @@ PALETTE = (
     "#875860",  # mauve
 )
 RIGHT, WRONG = "#15977f", "#d4493a"
-SEQUENTIAL = "viridis"  # scores and heat
 DIVERGING = "RdBu_r"  # signed values, centred at 0
 DPI = 144  # what a screen of two pixels a point shows without enlarging
 _ENLARGED = 64  # pixels: the blocks of smaller images are shown as they are, without smoothing
@@ -115,8 +114,14 @@ def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
 
 
-def show_image(axes: Axes, image: np.ndarray) -> None:
-    """Shows a picture without axes: uint8[H, W, 1 or 3] or [H, W], or float in [0, 1] of these shapes."""
+def show_image(axes: Axes, image: np.ndarray, **look: Any) -> None:
+    """Shows a picture without axes.
+
+    Args:
+        axes: where.
+        image: uint8[H, W, 1 or 3] or [H, W], or float in [0, 1] of these shapes.
+        **look: more of what matplotlib's `imshow` takes, such as `extent`.
+    """
     grey = image.ndim == 2 or image.shape[2] == 1
     axes.imshow(
         image.reshape(image.shape[:2]) if grey else image,
@@ -124,6 +129,7 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
         vmin=0,
         vmax=255 if image.dtype == np.uint8 else 1,
         interpolation="nearest" if max(image.shape[:2]) <= _ENLARGED else "antialiased",
+        **look,
     )
     axes.set_axis_off()
 
