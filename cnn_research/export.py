@@ -23,10 +23,11 @@ Its outputs are logits and probabilities, in this order. In onnxruntime they are
 as tried with LeNet-5, the convnet, a VGG and a ResNet; torchvision's GoogLeNet could not be converted.
 """
 
+import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -68,7 +69,7 @@ def export_stablehlo(predictor: Predictor) -> bytes:
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *predictor.image_shape), jnp.uint8)
     try:
-        with jax.default_matmul_precision(predictor.matmul_precision):
+        with jax.default_matmul_precision(predictor.matmul_precision), _without_paths():
             exported = export.export(jax.jit(answer(predictor)), platforms=PLATFORMS)(images)
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -88,6 +89,17 @@ def answer(predictor: Predictor) -> Callable[[jax.Array], dict[str, jax.Array]]:
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return network
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Within it, what JAX writes doesn't tell which lines of which files on this machine an operation comes from."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def about(predictor: Predictor) -> dict[str, Any]:
