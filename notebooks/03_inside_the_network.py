@@ -40,6 +40,7 @@ if importlib.util.find_spec("cnn_research") is None:
 # %%
 # %matplotlib inline
 import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -85,7 +86,7 @@ if not RUN:
     train(config, RUN)
 
 predictor = Predictor.from_workdir(RUN)
-dataset = load_config(RUN).dataset
+dataset = load_config(Path(RUN)).dataset
 test_set = open_source(dataset.name, dataset.test_split, dataset.data_dir)
 examples = test_set.__getitems__(range(min(256, len(test_set))))
 photos = np.stack([example["image"] for example in examples])

@@ -42,6 +42,7 @@ if importlib.util.find_spec("cnn_research") is None:
 # %matplotlib inline
 import functools
 import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ if not RUN:
     train(config, RUN)
 
 predictor = Predictor.from_workdir(RUN, resizing="stretch")  # so that it takes pictures of any size
-dataset = load_config(RUN).dataset
+dataset = load_config(Path(RUN)).dataset
 test_set = open_source(dataset.name, dataset.test_split, dataset.data_dir)
 model, variables, classes = predictor.model, predictor.variables, predictor.classes
 print(predictor.name, "tells apart", ", ".join(classes))

@@ -86,7 +86,7 @@ figures.learning_curves({"run": read_metrics(Path(RUN, "metrics.jsonl"))})
 
 # %%
 predictor = Predictor.from_workdir(RUN)
-dataset, classes = load_config(RUN).dataset, predictor.classes
+dataset, classes = load_config(Path(RUN)).dataset, predictor.classes
 test_set = open_source(dataset.name, dataset.test_split, dataset.data_dir)
 examples = test_set.__getitems__(range(min(1000, len(test_set))))
 photos = np.stack([example["image"] for example in examples])
