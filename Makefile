@@ -19,7 +19,7 @@ TORCHVISION = torchvision==0.28.0
 # Appended to the command line of the training script or of pytest.
 ARGS =
 # What the other test targets run stays out.
-QUICK = not zoo and not smoke and not full and not parity
+QUICK = not zoo and not smoke and not full and not parity and not notebook
 # Most tests wait for one core: two processes are nearly twice as fast on two. A file's tests stay together, with what they share.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG = experiments/configs/lenet5_digits.py
@@ -102,10 +102,10 @@ endif
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(TORCHVISION)
 	@touch $@
 
-.PHONY: help train test test-zoo test-smoke test-full test-parity lint format test-oldest clean FORCE
+.PHONY: help train test test-zoo test-smoke test-full test-notebooks test-parity lint format test-oldest clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG=, WORKDIR= another experiment, ARGS= more flags (with a WORKDIR of its own)
 	.venv/bin/python experiments/train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -118,6 +118,9 @@ test-zoo: .venv/dev ## run the tests of the large networks
 
 test-full: .venv/dev ## run what takes long, an hour in all: networks at full depth, many kills, several hosts; ARGS=FILE for a part
 	.venv/bin/python -m pytest -q -m full $(ARGS)
+
+test-notebooks: .venv/dev ## run every notebook from start to end, ten minutes in all; ARGS="-k 01" for one
+	.venv/bin/python -m pytest -q -m notebook tests/notebooks $(ARGS)
 
 test-smoke: .venv/dev ## train two steps of every config on generated images
 	.venv/bin/python -m pytest -q -m smoke $(ARGS)
