@@ -189,8 +189,9 @@ def class_scores(scores: Sequence[ClassScores]) -> Figure:
     axes.plot(recall, rows, "o", color=style.color(0), markersize=5.5, label="recall")
     axes.plot(precision, rows, "D", color=style.color(1), markersize=4.5, label="precision")
     low = np.nanmin([precision, recall], initial=1)
-    start = max(0, math.floor(10 * low) / 10 - 0.1) if low > 0.5 else 0
-    axes.set_xlim(start, 1 + 0.005 * (1 - start))
+    # Dots need not start at zero, as bars must.
+    start = max(0, 1 - 1.15 * max(1 - low, 0.02)) if low > 0.3 else 0
+    axes.set_xlim(start - 0.01 * (1 - start), 1 + 0.01 * (1 - start))
     for row, score in enumerate(shown):
         if math.isnan(score.f1) or math.isnan(score.precision):
             note = "no examples" if not score.support else "never predicted"
