@@ -196,7 +196,7 @@ def _layout(root: Path) -> _Layout:
         return _csv_layout(root)
     folders = _subfolders(root)
     if not folders:
-        count = len(_image_files(root))
+        count = len(image_files(root))
         has = f"the {count} images in it lie" if count else "nothing lies"
         raise UserError(f"folder:{root} holds no images in folders of classes ({has} directly in it).")
     # A class may be called "train" too, but then images lie in its folder, not folders of classes.
@@ -214,7 +214,7 @@ def _tree(root: Path, split: str) -> list[_Member]:
     """Lists the images of every class in the folder of a split, "" for the root."""
     members, others = [], []
     for each in _subfolders(root / split):
-        images = _image_files(root / split / each, others)
+        images = image_files(root / split / each, others)
         # Among those that are for testing, a class may be missing.
         if not images and split in ("", "train"):
             where = root / split / each
@@ -230,8 +230,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
 
 
-def _image_files(folder: Path, others: list[str] | None = None) -> list[str]:
-    """Returns the paths of all images below a folder, relative to it, with "/".
+def image_files(folder: Path, others: list[str] | None = None) -> list[str]:
+    """Returns the paths of all images below a folder, relative to it, with "/", folder by folder in order.
 
     Args:
       folder: to search; links are followed, but not in circles.

@@ -92,9 +92,10 @@ def activations(
     Raises:
         ValueError: the network has no such layer; the message names those that it has.
     """
-    _, values = _look(model, variables, images, [])
+    order: list[str] = []
+    _, values = _look(model, variables, images, order)
     for path in paths:
-        _check(path, values)
+        _check(path, values, order)
     return {path: values[path] for path in paths}
 
 
@@ -120,8 +121,9 @@ def value_and_gradient(
     Raises:
         ValueError: the network has no such layer; the message names those that it has.
     """
-    _, shapes = jax.eval_shape(lambda v, x: _look(model, v, x, []), variables, images)
-    _check(path, shapes)
+    order: list[str] = []
+    _, shapes = jax.eval_shape(lambda v, x: _look(model, v, x, order), variables, images)
+    _check(path, shapes, order)
     call_path, _, is_input = path.partition(":")
     module_path, _, number = call_path.partition("#")
     calls = 0
@@ -195,10 +197,8 @@ def _numbered(path: str, number: int) -> str:
     return path if number == 1 else f"{path}#{number}"
 
 
-def _check(path: str, known: Mapping[str, Any]) -> None:
-    if path in known:
-        return
-    near = difflib.get_close_matches(path, known, n=1)
-    layers = [other for other in known if not other.endswith(":input")]
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"the network has no layer {path!r}.{hint} Its layers: {', '.join(layers)}")
+def _check(path: str, known: Mapping[str, Any], order: Sequence[str]) -> None:
+    if path not in known:
+        near = difflib.get_close_matches(path, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"the network has no layer {path!r}.{hint} Its layers: {', '.join(order)}")

@@ -144,6 +144,11 @@ class Checkpoints:
         self._manager.close()
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that aren't known to be damaged, in order."""
+        return sorted(self._whole_steps())
+
+    @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint that isn't known to be damaged, None where there is none."""
         return max(self._whole_steps(), default=None)

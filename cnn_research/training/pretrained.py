@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cnn_research.config import base_config
 from cnn_research.errors import UserError
 from cnn_research.models import torch_file, torchvision
-from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.checkpoints import Checkpoints, any_in
 
 # The layers whose units are the classes: of every network the last one, and those of GoogLeNet's auxiliary heads.
 _HEADS = re.compile(r"params/(output|aux\d+/fc2)/")
@@ -43,7 +43,7 @@ def load(config: ConfigDict, name: str, model: nn.Module, image_size: tuple[int,
     path = epath.Path(config.weights).expanduser()
     try:
         if path.is_dir():
-            found = _of_run(path, config.checkpoint)
+            _, found, _ = read_run(path, config.checkpoint)
         elif path.exists():
             found = _of_file(path, name, model, image_size, variables)
         else:
@@ -53,13 +53,35 @@ def load(config: ConfigDict, name: str, model: nn.Module, image_size: tuple[int,
         raise UserError(f"config.init.weights={config.weights!r}: {error}") from None
 
 
-def _of_run(workdir: epath.Path, which: str) -> Any:
+def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]:
+    """Reads the network of a run, for which neither its config.json nor its dataset is needed.
+
+    Args:
+        workdir: folder of the run.
+        which: latest | best, or the step of a checkpoint.
+
+    Returns:
+        The step, {"params", "batch_stats"}, and what the checkpoint says of itself (`Experiment.about`).
+
+    Raises:
+        ValueError: there is no such checkpoint.
+        UserError: it is damaged.
+    """
+    if not any_in(workdir / "checkpoints"):
+        raise ValueError(f"there is no {which} checkpoint of a run in this folder")
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:
-        restore = checkpoints.restore_latest_network if which == "latest" else checkpoints.restore_best_network
-        found = restore()
+        if which == "latest":
+            found = checkpoints.restore_latest_network()
+        elif which == "best":
+            found = checkpoints.restore_best_network()
+        elif which in map(str, checkpoints.steps):
+            found = int(which), checkpoints.restore_network(int(which))
+        else:
+            found = None
         if not found:
-            raise ValueError(f"there is no {which} checkpoint of a run in this folder")
-        return found[1]
+            steps = ", ".join(map(str, checkpoints.steps))
+            raise ValueError(f"there is no {which} checkpoint of a run in this folder; it has latest, best, {steps}")
+        return *found, checkpoints.about(found[0])
 
 
 def _of_file(path: epath.Path, name: str, model: nn.Module, image_size: tuple[int, int], variables: Any) -> Any:

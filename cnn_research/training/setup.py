@@ -105,6 +105,13 @@ def open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) ->
     return feed
 
 
+def evaluation_views(evaluation: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Returns the `views.make_views` of `config.evaluation`: uint8[N, H, W, C] -> [V, N, h, w, C]."""
+    return functools.partial(
+        views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
+    )
+
+
 class Experiment:
     """What a config stands for, once its data is open: the network, its steps and its initial state.
 
@@ -279,10 +286,7 @@ class Experiment:
 
     @property
     def _make_views(self) -> Callable[[jax.Array], jax.Array]:
-        evaluation = self._config.evaluation
-        return functools.partial(
-            views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
-        )
+        return evaluation_views(self._config.evaluation)
 
     def _is_frozen(self, path: str) -> bool:
         """Whether a batch normalisation is: it goes with its scale."""
@@ -343,6 +347,7 @@ class Experiment:
             "config": self._config.to_dict(),
             "dataset": {
                 "classes": list(self._feed.classes),
+                "read_shape": list(self._feed.image_shape),  # of training images before they are augmented
                 "image_shape": list(self.input_shape),
                 "mean": list(self._config.dataset.mean),
                 "std": list(self._config.dataset.std),

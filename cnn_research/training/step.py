@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of one device's share of a batch."""
+"""The training step, the evaluation step and prediction: pure functions of one device's share of a batch."""
 
 import contextlib
 import functools
@@ -266,13 +266,37 @@ def eval_step(
         evaluations of different recipes can be compared.
     """
     batch = gather(arrays, batch)
-
-    def predict(images: jax.Array) -> jax.Array:
-        return model.apply(variables, normalise(images, mean, std), train=False)
-
-    images = make_views(batch["image"])
-    # One view after the other: together, ten crops would need ten times the memory, or one time to compile for each.
-    # A loop makes convolutions slow on a CPU, but not much unless they are differentiated.
-    logits = views.average(predict(images[0])[None] if len(images) == 1 else jax.lax.map(predict, images))
+    logits = predict(variables, batch["image"], mean=mean, std=std, model=model, make_views=make_views)
     losses = softmax_cross_entropy(logits, batch["label"])
     return jax.lax.psum(metrics.batch_sums(logits, batch["label"], losses, batch["mask"]), axis_name)
+
+
+def predict(
+    variables: Any,
+    images: jax.Array,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    model: nn.Module,
+    make_views: Callable[[jax.Array], jax.Array] = views.make_views,
+) -> jax.Array:
+    """Computes what a network says of images: the one way, of evaluation, of predictions and of exported networks.
+
+    Args:
+        variables, mean, std, model, make_views: as in `eval_step`.
+        images: uint8[N, H, W, C].
+
+    Returns:
+        Logits float32[N, K]. On one kind of device they depend, in the last bits, on N, and on nothing around it.
+    """
+    # The compiler must not join this with where the images come from or what becomes of the logits: in another
+    # program it would then round differently.
+    images = jax.lax.optimization_barrier(make_views(images))
+
+    def one_view(view: jax.Array) -> jax.Array:
+        return model.apply(variables, normalise(view, mean, std), train=False)
+
+    # One view after the other: together, ten crops would need ten times the memory, or one time to compile for each.
+    # A loop makes convolutions slow on a CPU, but not much unless they are differentiated.
+    logits = views.average(one_view(images[0])[None] if len(images) == 1 else jax.lax.map(one_view, images))
+    return jax.lax.optimization_barrier(logits)

@@ -1,0 +1,434 @@
+"""Predictions: a run, one of its checkpoints or a published network -> classes with confidences, for any images.
+
+    predictor = Predictor.from_workdir("runs/convnet_cifar10")
+    for prediction in predictor.predict("photos/*.jpg"):
+        print(prediction.name, prediction.top(2))             # photos/rex.jpg [("dog", 0.71), ("cat", 0.2)]
+
+Images are decoded, resized, cut into views and normalised as evaluation does it: how, stands in the checkpoint.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from PIL import Image
+
+from cnn_research import config as configs
+from cnn_research.data import decode, folder, sources, views
+from cnn_research.data.resize import HOW, resize
+from cnn_research.errors import UserError, suggest
+from cnn_research.models import registry, torch_file, torchvision
+from cnn_research.training import parallel, step
+from cnn_research.training import workdir as files
+from cnn_research.training.pretrained import read_run
+from cnn_research.training.setup import evaluation_views
+
+# So many pixels are computed at once unless evaluation takes fewer: batches of 1024 images of CIFAR-10, 20 photographs.
+_PIXELS_AT_ONCE = 2**20
+
+# torchvision's protocol for its weights: the shorter side to 256, of which the network sees the central 224.
+_SCALE = 256 / 224
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network says of one image.
+
+    Attributes:
+        name: the path of the image, or "image 3" of an array.
+        image: as evaluation is given it, before it is cut and normalised: uint8[H, W, C].
+        logits: float32[K].
+        classes: the K names.
+    """
+
+    name: str
+    image: np.ndarray
+    logits: np.ndarray
+    classes: tuple[str, ...]
+
+    @functools.cached_property
+    def confidences(self) -> np.ndarray:
+        """The softmax of the logits, float64[K], which sums to 1; of several views the mean of theirs."""
+        exponentials = np.exp(self.logits.astype(np.float64) - self.logits.max())
+        return exponentials / exponentials.sum()
+
+    @functools.cached_property
+    def ranking(self) -> np.ndarray:
+        """The numbers of the classes, the most likely first; of equal ones the lower first. int64[K]."""
+        return np.argsort(-self.logits, kind="stable")
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most likely classes with their confidences."""
+        return [(self.classes[index], float(self.confidences[index])) for index in self.ranking[:count]]
+
+
+class Predictor:
+    """A network that is ready for images. Make one by `from_workdir` or `from_zoo`.
+
+    Attributes:
+        name: what it is, for titles.
+        model, variables: the Flax module, and {"params", "batch_stats"} on the device: for the functions of `explain`.
+        classes: the names of the K logits.
+        image_shape: (H, W, C) of the images that `logits` and `preprocess` take.
+        mean, std: of `normalise`; one value or one a channel.
+        make_views: uint8[N, H, W, C] -> [V, N, h, w, C], of which the predictions are averaged.
+        resizing: what brings images to `image_shape`: {"how", "interpolation"} of `data.resize`; None for nothing.
+        batch_size: how many images are computed at once; fewer are padded to as many.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        variables: Any,
+        classes: Sequence[str],
+        *,
+        image_shape: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_size: int = 0,
+        make_views: Callable[[jax.Array], jax.Array] = views.make_views,
+        resizing: dict[str, str] | None = None,
+        batch_size: int = 32,
+        matmul_precision: str = "default",
+    ):
+        """Takes the attributes, of which `crop_size` (pixels, 0 = whole images) is that of the views.
+
+        Args:
+            matmul_precision: as config.matmul_precision.
+        """
+        self.name = name
+        self.model = model
+        self.variables = jax.device_put(variables)
+        self.classes = tuple(classes)
+        self.image_shape = tuple(image_shape)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.make_views = make_views
+        self.resizing = resizing
+        self.batch_size = batch_size
+        self.matmul_precision = None if matmul_precision == "default" else matmul_precision
+        self._crop_size = crop_size
+        self._logits = jax.jit(self.compute)
+
+    @classmethod
+    def from_workdir(
+        cls, workdir: epath.PathLike, checkpoint: str | int = "latest", *, resizing: str = "", batch_size: int = 0
+    ) -> "Predictor":
+        """Takes the network of a run, with the preprocessing of its evaluation.
+
+        Args:
+            workdir: folder of the run; of it only the checkpoints are needed.
+            checkpoint: latest | best, or a step.
+            resizing: "stretch" or "crop" (see `data.resize`), for images of other sizes; "" = as the run does. A run
+                whose images all had one size does not resize.
+            batch_size: 0 = that of evaluation, by which logits are evaluation's to the bit on the same kind of device
+                (a GPU needs config.deterministic); but fewer if these are more than a million pixels.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is damaged or a later version's.
+        """
+        path = files.locate(workdir)
+        try:
+            number, variables, about = read_run(path, str(checkpoint))
+        except ValueError as error:
+            raise UserError(f"workdir {path}: {error}") from None
+        config = configs.from_json(json.dumps(about["config"]))
+        parallel.initialise(config.compilation_cache, config.deterministic)
+        dataset, evaluation = about["dataset"], config.evaluation
+        shape = dataset.get("read_shape", dataset["image_shape"])  # older checkpoints lack the first
+        size = evaluation.image_size or config.dataset.image_size
+        if size:
+            shape = size, size, shape[2]
+        how = resizing or (config.dataset.resize if size else "")
+        if resizing and shape[0] != shape[1]:
+            raise UserError(f"resizing={resizing!r} makes squares, but {path} takes images of {_size(shape)} pixels")
+        model = registry.create_model(
+            config.model.name, len(dataset["classes"]), dtype=config.precision, **configs.model_fields(config)
+        )
+        return cls(
+            f"{config.model.name} of {path} at step {number}",
+            model,
+            variables,
+            dataset["classes"],
+            image_shape=shape,
+            mean=dataset["mean"],
+            std=dataset["std"],
+            crop_size=evaluation.crop_size,
+            make_views=evaluation_views(evaluation),
+            resizing=_resizing(how, config.dataset.interpolation),
+            batch_size=batch_size or _batch_size(shape, config.eval_batch_size),
+            matmul_precision=config.matmul_precision,
+        )
+
+    @classmethod
+    def from_zoo(
+        cls,
+        name: str,
+        weights: epath.PathLike,
+        classes: Sequence[str] = (),
+        *,
+        resizing: str = "crop",
+        batch_size: int = 0,
+    ) -> "Predictor":
+        """Takes a network of the registry with weights of torchvision's or timm's, by torchvision's protocol.
+
+        The shorter side of an image becomes 256 pixels and the network sees the central 224, normalised as
+        `models.facts` says (for other networks in this proportion).
+
+        Args:
+            name: one of `torchvision.importable_models()`.
+            weights: a .pth or .safetensors file.
+            classes: as many names as the file has classes; none for "class 17".
+            resizing: "crop", or "stretch" to see all of an image.
+            batch_size: 0 = as many as make a million pixels.
+
+        Raises:
+            UserError: an unknown network, a file that is missing, broken or another network's, or too few names.
+        """
+        path = epath.Path(weights).expanduser()
+        try:
+            facts = registry.model_facts(name)
+            model, variables = _import(name, torch_file.read_state_dict(path), facts)
+        except (ValueError, OSError, ImportError) as error:
+            raise UserError(f"{name} with the weights {path}: {error}") from None
+        if classes and len(classes) != model.num_classes:
+            raise UserError(f"{len(classes)} names of classes are given, but {path} has {model.num_classes} classes")
+        crop_size, _, channels = facts.image_shape
+        size = round(crop_size * _SCALE)
+        return cls(
+            f"{name} with the weights {path}",
+            model,
+            variables,
+            classes or [f"class {index}" for index in range(model.num_classes)],
+            image_shape=(size, size, channels),
+            mean=facts.mean,
+            std=facts.std,
+            crop_size=crop_size,
+            make_views=functools.partial(views.make_views, crop_size=crop_size),
+            resizing=_resizing(resizing, "bilinear"),
+            batch_size=batch_size or _batch_size((size, size)),
+        )
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """Says what images show.
+
+        Args:
+            images: an array uint8[N, H, W, C] or [H, W, C]; or what `find_images` takes. Of any size if the predictor
+                resizes, else of `image_shape`; channels as the network has them, or of files any.
+
+        Raises:
+            UserError: there are none, or one can't be read or used. `stream` goes on with the others.
+        """
+        return list(self.stream(images))
+
+    def stream(self, images: Any, on_error: Callable[[UserError], None] | None = None) -> Iterator[Prediction]:
+        """Says what images show, one after the other, decoding the next batch while the device computes.
+
+        Args:
+            images: as for `predict`.
+            on_error: is given what is wrong with an image, which is then left out; None raises it.
+        """
+        if isinstance(images, np.ndarray):
+            images = images[None] if images.ndim == 3 else images
+            items = [(f"image {index}", image) for index, image in enumerate(images)]
+        else:
+            items = [(path, path) for path in find_images(images)]
+        before = None
+        with concurrent.futures.ThreadPoolExecutor(min(sources.count_cores(), 16)) as pool:
+            for start in range(0, len(items), self.batch_size):
+                part = items[start : start + self.batch_size]
+                # An image that can't be read leaves its place empty, as in evaluation: the others keep theirs.
+                batch, found = np.zeros((self.batch_size, *self.image_shape), np.uint8), []
+                for place, image in enumerate(pool.map(self._try_fit, part)):
+                    if isinstance(image, UserError):
+                        if on_error is None:
+                            raise image
+                        on_error(image)
+                    else:
+                        batch[place] = image
+                        found.append((place, part[place][0]))
+                logits = self._dispatch(batch)
+                if before:
+                    yield from self._predictions(*before)
+                before = found, batch, logits
+        if before:
+            yield from self._predictions(*before)
+
+    def _predictions(self, found: list[tuple[int, str]], batch: np.ndarray, logits: jax.Array) -> Iterator[Prediction]:
+        logits = np.asarray(logits)
+        for place, name in found:
+            yield Prediction(name, batch[place], logits[place], self.classes)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Computes the logits of images uint8[N, *image_shape]: float32[N, K]; of several views the log of the mean
+        confidences.
+
+        Raises:
+            UserError: they are of another shape or type.
+        """
+        self._require_images(images)
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            part = images[start : start + self.batch_size]
+            batch = np.zeros((self.batch_size, *self.image_shape), np.uint8)
+            batch[: len(part)] = part
+            parts.append(self._dispatch(batch)[: len(part)])
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    def preprocess(self, images: np.ndarray) -> jax.Array:
+        """Makes of images uint8[N, *image_shape] the network's input float32[N, h, w, C]: the central view, normalised.
+
+        Raises:
+            UserError: they are of another shape or type.
+        """
+        self._require_images(images)
+        return step.normalise(views.make_views(jnp.asarray(images), self._crop_size)[0], self.mean, self.std)
+
+    def compute(self, variables: Any, images: jax.Array) -> jax.Array:
+        """`step.predict` with this network's settings: (variables, uint8[N, *image_shape]) -> logits float32[N, K].
+
+        Pure, to be compiled as part of something else.
+        """
+        return step.predict(
+            variables, images, mean=self.mean, std=self.std, model=self.model, make_views=self.make_views
+        )
+
+    def read(self, path: epath.PathLike) -> np.ndarray:
+        """Decodes an image file and brings it to `image_shape`: uint8.
+
+        Raises:
+            UserError: it can't be read, or has another size and the predictor doesn't resize.
+        """
+        try:
+            data = Path(path).read_bytes()
+            return self._fit(decode.open_image(data, self.image_shape[2], str(path)), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}") from None
+        except decode.BrokenImage as error:
+            raise UserError(f"{path}: {error.reason}") from None
+
+    def _try_fit(self, item: tuple[str, str | np.ndarray]) -> np.ndarray | UserError:
+        name, image = item
+        try:
+            if not isinstance(image, np.ndarray):
+                return self.read(image)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.image_shape[2]:
+                raise UserError(f"{name}: {_kind(image)}, but uint8[H, W, {self.image_shape[2]}] is needed")
+            return self._fit(decode.from_array(image), name)
+        except UserError as error:
+            return error
+
+    def _fit(self, image: Image.Image, name: str) -> np.ndarray:
+        if (image.height, image.width) == self.image_shape[:2]:
+            return decode.to_array(image)
+        if not self.resizing:
+            sizes = f"it has {image.height}x{image.width} pixels, but the network takes {_size(self.image_shape)}"
+            raise UserError(f"{name}: {sizes}; resizing={' or '.join(HOW)} would bring it there")
+        return resize(image, self.image_shape[0], **self.resizing)
+
+    def _dispatch(self, batch: np.ndarray) -> jax.Array:
+        """Starts computing logits, without waiting for them."""
+        with jax.default_matmul_precision(self.matmul_precision):
+            return self._logits(self.variables, batch)
+
+    def _require_images(self, images: np.ndarray) -> None:
+        if np.shape(images)[1:] != self.image_shape or images.dtype != np.uint8:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise UserError(f"images are {_kind(np.asarray(images))}, but uint8[N, {wanted}] is needed")
+
+
+def find_images(where: epath.PathLike | Sequence[epath.PathLike]) -> list[str]:
+    """Lists image files, each once.
+
+    Args:
+        where: one or several of: a file, whatever its name; a folder, of which all images at any depth are taken, by
+            their extensions; a pattern such as "images/*.png" or "images/**/*.png", of whose matches likewise.
+
+    Raises:
+        UserError: a folder without images, a pattern without matches, or nothing at all is given.
+    """
+    given = [where] if isinstance(where, str | os.PathLike) else list(where)
+    if not given:
+        raise UserError("no images are given: name files, folders or patterns such as 'images/*.png'")
+    paths = []
+    for each in map(os.path.expanduser, map(os.fspath, given)):
+        if os.path.isdir(each):
+            found = _images_in(each)
+            if not found:
+                raise UserError(f"there are no images in the folder {each} ({' '.join(folder.EXTENSIONS)})")
+        elif glob.has_magic(each) and not os.path.exists(each):
+            matches = sorted(glob.glob(each, recursive=True))
+            found = [path for match in matches for path in _images_in(match)]
+            if not found:
+                raise UserError(f"no image matches {each!r} ({' '.join(folder.EXTENSIONS)})")
+        else:
+            found = [each]
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
+def _images_in(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return [os.path.join(path, name) for name in folder.image_files(Path(path))]
+    return [path] if path.lower().endswith(folder.EXTENSIONS) else []
+
+
+def read_classes(path: epath.PathLike) -> list[str]:
+    """Reads the names of classes from a text file, one a line.
+
+    Raises:
+        UserError: it can't be read, is empty or has an empty line before others.
+    """
+    try:
+        lines = [line.strip() for line in epath.Path(path).expanduser().read_text().rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"names of classes can't be read from {path}: {error}") from None
+    for number, line in enumerate(lines or [""], start=1):
+        if not line:
+            raise UserError(f"{path}, line {number}: the name of a class is missing")
+    return lines
+
+
+def _import(name: str, state_dict: Any, facts: Any) -> tuple[nn.Module, Any]:
+    """The network with the file's weights, and with as many classes as the file has."""
+    num_classes = facts.num_classes
+    while True:
+        # Heads that only training needs aren't built: the file may or may not have them.
+        fields = {"auxiliary_heads": False} if "auxiliary_heads" in registry.model_fields(name) else {}
+        model = registry.create_model(name, num_classes, **fields)
+        images = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
+        like = jax.eval_shape(model.init, jax.random.key(0), images)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        variables, report = torchvision.import_weights(name, state_dict, zeros)
+        if not report.dropped:
+            return model, variables
+        num_classes = len(state_dict[report.dropped[0]])
+
+
+def _resizing(how: str, interpolation: str) -> dict[str, str] | None:
+    if how and how not in HOW:
+        raise UserError(f"there is no resizing {how!r}, only {' and '.join(HOW)}.{suggest(how, HOW)}")
+    return {"how": how, "interpolation": interpolation} if how else None
+
+
+def _batch_size(image_shape: Sequence[int], wanted: int = _PIXELS_AT_ONCE) -> int:
+    return min(wanted, max(1, _PIXELS_AT_ONCE // (image_shape[0] * image_shape[1])))
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
