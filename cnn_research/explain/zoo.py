@@ -103,31 +103,24 @@ def _name(axes: Axes, networks: Sequence[Network], diameters: Sequence[float]) -
     halves = 0.35 * pixels * np.array(diameters)[:, None]
     discs = [Bbox(corners) for corners in np.stack([centres - halves, centres + halves], axis=1)]
     names = []
-    # The largest last: names have least room beside them, and none in them is lost for the small ones.
+    # The largest last: they are found by their discs, while small ones have nothing but a name close by.
     for index in np.argsort(diameters):
+        network = networks[index]
+        look = {"fontsize": 7, "ha": "center", "va": "center"}
+        text = axes.annotate(network.name, (network.gmacs, network.accuracy), (0, 0), "data", "offset points", **look)
+        size = np.array(text.get_window_extent().size) / pixels
         places = []
-        for distance, angle in itertools.product((2, 14), np.radians(_ANGLES)):
+        for distance, angle in itertools.product((2, 9), np.radians(_ANGLES)):
             direction = np.array([np.cos(angle), np.sin(angle)])
-            text = axes.annotate(
-                networks[index].name,
-                (networks[index].gmacs, networks[index].accuracy),
-                direction * (diameters[index] / 2 + distance),
-                textcoords="offset points",
-                fontsize=7,
-                ha="left" if direction[0] > 0.1 else "right" if direction[0] < -0.1 else "center",
-                va="bottom" if direction[1] > 0.1 else "top" if direction[1] < -0.1 else "center",
-                arrowprops={"arrowstyle": "-", "color": style.INK, "linewidth": 0.5, "shrinkA": 0}
-                if distance > 2
-                else None,
-            )
-            box = text.get_window_extent().padded(pixels)
-            covered = 3 * _overlap(box, names) + _overlap(box, discs)
+            # From the disc's edge to the nearest side or corner of the text.
+            offset = direction * (diameters[index] / 2 + distance) + np.round(direction) * size / 2
+            corners = centres[index] + pixels * (offset + np.array([-size, size]) / 2)
+            box = Bbox(corners).padded(pixels)
             outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1 or box.y1 > axes.bbox.y1
-            places.append((covered + 1e9 * outside, len(places), text, box))
-        _, chosen, _, box = min(places)
-        for _, place, text, _ in places:
-            if place != chosen:
-                text.remove()
+            covered = 3 * _overlap(box, names) + _overlap(box, discs) + 1e9 * outside
+            places.append((covered, len(places), offset, box))
+        _, _, offset, box = min(places)
+        text.set_position(offset)
         names.append(box)
 
 

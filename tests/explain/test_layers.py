@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from cnn_research.explain import layers
-from cnn_research.models.registry import create_model, init_variables
+from cnn_research.models.registry import create_model
 
 
 class Block(nn.Module):
@@ -121,7 +121,8 @@ def test_last_maps(shapes, path):
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_network_of_the_zoo(remat):
     model = create_model("densenet_40_12", 10, remat=remat)
-    variables = init_variables(model, jax.random.key(0), (32, 32, 3))
-    found = layers.list_layers(model, variables, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    found = layers.list_layers(model, variables, images)
     assert found["output"] == (10,) and layers.last_maps(found) in found
-    assert (8, 8, 448) in found.values()  # 2 * 8 + 3 * 12 * 12 + ... of table 1: 16 + 36 * 12 channels at the end
+    assert (8, 8, 448) in found.values()  # 16 + 36 layers of 12 channels
