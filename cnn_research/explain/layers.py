@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -36,10 +37,24 @@ def apply(model: nn.Module, variables: Variables, images: jax.Array, **kwargs: A
         variables: {"params", ...}.
         images: float[N, H, W, C], preprocessed.
         **kwargs: of `model.apply`.
+
+    Raises:
+        ValueError: the images aren't float[N, H, W, C], or the network's weights are for images of another size.
     """
+    check_images(images)
     arguments = inspect.signature(type(model).__call__).parameters
     flags = {name: value for name, value in _EVALUATION.items() if name in arguments}
-    return model.apply(variables, images, **flags, **kwargs)
+    try:
+        return model.apply(variables, images, **flags, **kwargs)
+    except flax.errors.ScopeParamShapeError as error:
+        reason = str(error).split(" (https")[0]
+        raise ValueError(f"images of {images.shape[1:]} don't fit the network's weights. {reason}") from error
+
+
+def check_images(images: Any) -> None:
+    """Raises ValueError unless images are float[N, H, W, C]."""
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are float[N, H, W, C], preprocessed; got {images.dtype}{list(images.shape)}")
 
 
 def list_layers(model: nn.Module, variables: Variables, images: Any) -> dict[str, tuple[int, ...]]:
