@@ -16,7 +16,7 @@ import cnn_research
 from cnn_research.errors import UserError
 from cnn_research.explain import metrics
 from cnn_research.explain.network3d import network3d
-from cnn_research.report import comparison, sections
+from cnn_research.report import comparison, evidence, sections
 from cnn_research.report.run import Run, open_run
 from cnn_research.training import workdir as files
 
@@ -60,7 +60,7 @@ def render(run: Run) -> str:
         curves=sections.curves({run.name: run.history}),
         classes=sections.class_rows(run),
         confusion=sections.confusion(run, matrix),
-        mistakes=None,
+        mistakes=evidence.mistakes(run, matrix),
         calibration=sections.calibration(run),
         figure3d=_figure3d(run),
         inside=[],
@@ -89,9 +89,9 @@ def _figure3d(run: Run) -> dict[str, str]:
     candidates = np.flatnonzero(run.right) if run.right.any() else np.arange(len(run.labels))
     order = np.argsort(run.probabilities[candidates].max(axis=1), kind="stable")
     index = candidates[order[len(order) // 2]]
-    pixels, predictor = run.images([index]), run.predictor
-    seen = predictor.preprocess(pixels)[0]
-    figure = network3d(predictor.model, predictor.variables, seen, classes=run.classes, picture=pixels[0])
+    pixels, seen = run.central_views([index])
+    network = run.predictor.model, run.predictor.variables
+    figure = network3d(*network, seen[0], classes=run.classes, picture=pixels[0])
     name, share = run.classes[run.labels[index]], sections.percent(run.probabilities[index].max())
     return {
         "packed": _packed(figure.to_json()),

@@ -61,6 +61,13 @@ class Run:
         """bool[N]: which of the images are recognised."""
         return self.probabilities.argmax(axis=1) == self.labels
 
+    def central_views(self, chosen: Sequence[int]) -> tuple[np.ndarray, jax.Array]:
+        """What the network sees of some of the images: uint8[n, h, w, C], and as its input float32[n, h, w, C]."""
+        pixels = self.images(chosen)
+        seen = self.predictor.preprocess(pixels)
+        (top, left), (height, width) = (np.subtract(pixels.shape[1:3], seen.shape[1:3]) // 2), seen.shape[1:3]
+        return pixels[:, top : top + height, left : left + width], seen
+
 
 def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = None) -> Run:
     """Reads a run's files and its newest checkpoint, and predicts every image of a split.

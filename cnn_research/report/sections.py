@@ -204,7 +204,7 @@ def calibration(run: Run) -> dict[str, Any]:
 
 
 def _table(run: Run) -> LayerTable:
-    return layer_table(run.predictor.model, run.predictor.preprocess(run.images([0])).shape[1:])
+    return layer_table(run.predictor.model, run.central_views([0])[1].shape[1:])
 
 
 def layer_rows(run: Run) -> list[dict[str, str]]:
