@@ -66,7 +66,7 @@ else:
 # A *kernel* is a small square of weights. Lay it on a window of the image, multiply each pixel by the weight above it,
 # add up the products: that is one pixel of the output. Then move the window by one, and so on.
 #
-# The image below has 5×5 pixels, the kernel 3×3 weights, and there are 3×3 places to lay it.
+# The image below has 5×5 pixels, the kernel 3×3 weights, and there are 3×3 places to lay it. ▶ plays, › goes on by one.
 
 # %%
 image = np.array(
@@ -125,8 +125,8 @@ lab.filter_gallery(picture)
 # ## Convolution or cross-correlation?
 #
 # In mathematics, a convolution turns the kernel by 180° before it is laid on the image. Networks don't, and what they
-# call convolution is *cross-correlation*. For symmetrical kernels there is no difference. Sobel's, turned by 180°, is its
-# negative: red and blue change places. A network doesn't care, since it would learn the turned weights.
+# call convolution is *cross-correlation*. For symmetrical kernels there is no difference. Turned by 180°, Sobel's is
+# its own negative: red and blue change places. A network doesn't care: it would learn the turned weights.
 
 # %%
 lab.correlation_and_convolution(picture, "sobel_x")

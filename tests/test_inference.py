@@ -256,7 +256,7 @@ MISTAKES = {
     "pattern without matches": (lambda p: find_images(f"{p}/*.jpeg"), ["no image matches", "*.jpeg"]),
     "no run": (lambda p: Predictor.from_workdir(p / "gone"), ["workdir {tmp}/gone", "no latest checkpoint"]),
     "no checkpoint": (lambda p: Predictor.from_workdir(p / "run"), ["workdir {tmp}/run", "no latest checkpoint"]),
-    "unknown network": (lambda p: Predictor.from_zoo("resnet_50", p / "x"), ["resnet_50", "Did you mean 'resnet50'"]),
+    "unknown network": (lambda p: Predictor.from_zoo("resnet_50", p / "x"), ["resnet_50", "did you mean 'resnet50'"]),
     "missing weights": (lambda p: Predictor.from_zoo("resnet18", p / "x.pth"), ["{tmp}/x.pth", "No such file"]),
     "weights that are none": (lambda p: Predictor.from_zoo("resnet18", p / "run/log.txt"), ["{tmp}/run/log.txt"]),
     "no classes": (lambda p: read_classes(p / "x.txt"), ["{tmp}/x.txt", "No such file"]),

@@ -64,7 +64,7 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
                 raise
             _leave(1, traceback.format_exc().rstrip())
 
-    for flag in FLAGS.get_flags_for_module(main.__module__):  # --help shows those of the script, which defines none
+    for flag in FLAGS.get_key_flags_for_module(main.__module__):  # --help shows those of the script, which defines none
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=parse)
 

@@ -16,16 +16,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
-SIGNED = colormaps["RdBu_r"].with_extremes(bad="#eeeeee")  # centred at 0
+from cnn_research.explain import style
+
+SIGNED = colormaps[style.DIVERGING].with_extremes(bad="#eeeeee")  # centred at 0
 GREY = colormaps["Greys_r"].with_extremes(bad="#eeeeee")  # black is 0, as in a picture
-ORANGE = "#d95f02"  # on no colour map above
-_DPI = 144
+WINDOW = style.color(1)  # on neither colour map
 _PLAYER_DPI = 96  # a player holds every frame
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, outside of pyplot, so that nothing keeps or shows it."""
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def bare(axes: Axes) -> Axes:
@@ -38,13 +34,13 @@ def bare(axes: Axes) -> Axes:
 
 def titled(axes: Axes, title: str) -> Axes:
     """The same, with a title."""
-    bare(axes).set_title(title, fontsize=10)
+    bare(axes).set_title(title)
     return axes
 
 
 def outline(axes: Axes, size: int) -> Rectangle:
     """The frame of a window of `size` cells, to be moved."""
-    patch = Rectangle((-0.5, -0.5), size, size, fill=False, edgecolor=ORANGE, linewidth=2.5, zorder=3)
+    patch = Rectangle((-0.5, -0.5), size, size, fill=False, edgecolor=WINDOW, linewidth=2.5, zorder=3)
     patch.set_clip_on(False)  # at the border, half of the line is outside
     return axes.add_patch(patch)
 
@@ -53,7 +49,7 @@ def _lines(axes: Axes, shape: Sequence[int], colour: str, width: float) -> None:
     """Lines around the cells of an image."""
     axes.set_xticks(np.arange(shape[1] + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(shape[0] + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color=colour, linewidth=width, clip_on=False)
+    axes.grid(which="minor", color=colour, linewidth=width, alpha=1, clip_on=False)
     axes.tick_params(which="minor", length=0)
 
 
@@ -112,13 +108,13 @@ class Player:
 _BUTTONS = {
     "fa-minus": "−",
     "fa-plus": "+",
-    "fa-fast-backward": "⏮",
+    "fa-fast-backward": "|◀",
     "fa-step-backward": "‹",
     "fa-play fa-flip-horizontal": "◀",
     "fa-pause": "❚❚",
     "fa-play": "▶",
     "fa-step-forward": "›",
-    "fa-fast-forward": "⏭",
+    "fa-fast-forward": "▶|",
 }
 
 

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnn_research.explain import board, kernels
-from cnn_research.explain.board import GREY, ORANGE, SIGNED, Player
+from cnn_research.explain import board, kernels, style
+from cnn_research.explain.board import GREY, SIGNED, Player
 from cnn_research.models import layers
 from cnn_research.models.layer_table import size_formula
 
@@ -27,6 +27,7 @@ GALLERY = (
 # ------------------------------------------------------------------------------------------------------- filters
 
 
+@style.styled
 def filter_gallery(
     image: np.ndarray, filters: Sequence[str] | Mapping[str, np.ndarray] = GALLERY, *, columns: int = 4
 ) -> Figure:
@@ -44,13 +45,12 @@ def filter_gallery(
         ValueError: there is no filter of that name, weights are no square, or the image has another shape.
     """
     rows = -(-len(filters) // columns)
-    figure = board.new_figure(3.6 * columns, 3.05 * rows)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    figure = style.figure(3.6 * columns, 3.05 * rows)
     grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[3, 1] * columns)
     for number, name in enumerate(filters):
         row, column = divmod(number, columns)
         picture, weights = (board.bare(figure.add_subplot(grid[row, 2 * column + side])) for side in (0, 1))
-        picture.set_title(name, fontsize=11, fontweight="bold", loc="left")
+        picture.set_title(name)
         own = isinstance(filters, Mapping)
         chosen = kernels.kernel_weights(filters[name] if own else name)
         notes = "" if own else kernels.FILTERS[name].effect, _draw_filtered(picture, image, chosen)
@@ -59,6 +59,7 @@ def filter_gallery(
     return figure
 
 
+@style.styled
 def correlation_and_convolution(image: np.ndarray, kernel: str | np.ndarray) -> Figure:
     """An image, the kernel as it is and turned by 180 degrees, and what cross-correlation and convolution make of it.
 
@@ -69,10 +70,12 @@ def correlation_and_convolution(image: np.ndarray, kernel: str | np.ndarray) -> 
     Raises:
         ValueError: as `kernels.filter_image`.
     """
-    figure = board.new_figure(11, 3.2)
+    figure = style.figure(11, 3.2)
     grid = figure.add_gridspec(1, 5, width_ratios=[3, 1, 3, 1, 3])
     axes = [board.bare(figure.add_subplot(grid[0, column])) for column in range(5)]
-    board.titled(axes[0], "image").imshow(kernels.to_grey(image), cmap=GREY, vmin=0, vmax=1, interpolation="nearest")
+    board.titled(axes[0], "image").imshow(
+        kernels.to_floats(image).squeeze(), cmap=GREY, vmin=0, vmax=1, interpolation="nearest"
+    )
     weights = kernels.kernel_weights(kernel)
     for side, flip, name in ((1, False, "cross-correlation,\nwhat networks compute"), (3, True, "convolution")):
         _draw_weights(axes[side], weights[::-1, ::-1] if flip else weights)
@@ -99,11 +102,13 @@ def _draw_weights(axes: Axes, weights: np.ndarray) -> None:
     limit = float(np.abs(weights).max()) or 1.0
     axes.imshow(weights, cmap=SIGNED, vmin=-1.6 * limit, vmax=1.6 * limit)  # paler, for the numbers
     for (row, column), weight in np.ndenumerate(weights * divisor):
-        axes.text(column, row, board.format_number(weight), ha="center", va="center", fontsize=24 / len(weights))
+        text = axes.text(column, row, board.format_number(weight), ha="center", va="center", color="black")
+        text.set_fontsize(24 / len(weights))
     if divisor > 1:
         axes.set_xlabel(f"/ {divisor}", fontsize=9)
 
 
+@style.styled
 def convolution_relu_pool(image: np.ndarray, kernel: str | np.ndarray, size: int = 4) -> Figure:
     """What the first layers of a network make of an image: convolution, rectifier, maximum of size x size pixels.
 
@@ -119,7 +124,7 @@ def convolution_relu_pool(image: np.ndarray, kernel: str | np.ndarray, size: int
     convolved = kernels.filter_image(grey, kernel, padding="valid")
     rectified = np.asarray(layers.ACTIVATIONS["relu"](convolved))
     pooled = kernels.pool_image(rectified, "max", size)
-    figure = board.new_figure(13, 3.5)
+    figure = style.figure(13, 3.5)
     limit = max(float(np.quantile(np.abs(convolved), 0.995)), 1e-6)
     first, *others = figure.subplots(1, 4)
     board.titled(first, _sized("image", grey)).imshow(grey, cmap=GREY, vmin=0, vmax=1, interpolation="nearest")
@@ -139,6 +144,7 @@ def _sized(name: str, image: np.ndarray) -> str:
 # -------------------------------------------------------------------------------------------------- step by step
 
 
+@style.styled
 def convolution_step(
     image: np.ndarray,
     kernel: str | np.ndarray,
@@ -166,6 +172,7 @@ def convolution_step(
     return pictures.figure
 
 
+@style.styled
 def animate_convolution(
     image: np.ndarray,
     kernel: str | np.ndarray,
@@ -202,7 +209,7 @@ class _WalkFigure:
         self._walk = walk
         size = len(walk.weights)
         widths = [walk.padded.shape[1], size, size, walk.output.shape[1]]
-        self.figure = board.new_figure(0.42 * sum(widths) + 2.4, 0.42 * max(len(walk.padded), len(walk.output)) + 1.2)
+        self.figure = style.figure(0.42 * sum(widths) + 2.4, 0.42 * max(len(walk.padded), len(walk.output)) + 1.2)
         axes = self.figure.subplots(1, 4, width_ratios=widths)
         # Half as much again as the largest: the darkest colours are too dark for numbers.
         outputs, weights = (1.5 * float(np.abs(values).max()) or 1.0 for values in (walk.output, walk.weights))
@@ -216,11 +223,11 @@ class _WalkFigure:
         )
         self._windows = [board.outline(axes[0], size), board.outline(axes[3], 1)]
         if np.any(walk.pads):
-            axes[0].set_title("image in its zeros", fontsize=10)
+            axes[0].set_title("image in its zeros")
             (top, bottom), (left, right) = walk.pads
             height, width = walk.padded.shape
             frame = Rectangle((left - 0.5, top - 0.5), width - left - right, height - top - bottom, fill=False)
-            frame.set(edgecolor="#1f77b4", linestyle="--", linewidth=1.5)
+            frame.set(edgecolor=style.color(0), linestyle="--", linewidth=1.5)
             axes[0].add_patch(frame)
 
     def show(self, number: int) -> None:
@@ -240,6 +247,7 @@ class _WalkFigure:
 # -------------------------------------------------------------------------------------------- stride and padding
 
 
+@style.styled
 def animate_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0, *, seconds: float = 0.5) -> Player:
     """Where a window goes on a square input, and the output that grows with it; the size formula stands above.
 
@@ -254,7 +262,7 @@ def animate_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0
     ones = np.ones((size, size)), np.ones((kernel, kernel))
     walk = kernels.walk_through(*ones, stride=stride, padding=padding)
     pads, out = walk.pads[0], len(walk.output)
-    figure = board.new_figure(0.34 * (len(walk.padded) + out) + 1.6, 0.34 * len(walk.padded) + 1.3)
+    figure = style.figure(0.34 * (len(walk.padded) + out) + 1.6, 0.34 * len(walk.padded) + 1.3)
     figure.suptitle(size_formula(size, kernel, stride, pads, out), fontfamily="monospace")
     axes = figure.subplots(1, 2, width_ratios=[len(walk.padded), out])
     board.titled(axes[0], f"input {size}×{size}" + (f", padding {padding}" if any(pads) else ""))
@@ -281,6 +289,7 @@ def animate_size(size: int, kernel: int, stride: int = 1, padding: int | str = 0
 # ------------------------------------------------------------------------------------------------------- pooling
 
 
+@style.styled
 def animate_pooling(
     image: np.ndarray,
     size: int = 2,
@@ -304,7 +313,7 @@ def animate_pooling(
     results = {kind: kernels.pool_image(image, kind, size, stride=stride) for kind in kinds}
     out = next(iter(results.values())).shape
     widths = [image.shape[1], *[max(out[1], 2.5)] * len(results)]
-    figure = board.new_figure(0.42 * sum(widths) + 2, 0.42 * len(image) + 1.2)
+    figure = style.figure(0.42 * sum(widths) + 2, 0.42 * len(image) + 1.2)
     first, *others = figure.subplots(1, len(widths), width_ratios=widths)
     figure.suptitle(f"{size}×{size} windows, stride {stride}")
     board.Numbers(board.titled(first, "image"), image.shape, GREY, float(image.min()), float(image.max()) + 1e-6).show(
@@ -335,6 +344,7 @@ def animate_pooling(
     )
 
 
+@style.styled
 def pooled_pictures(
     image: np.ndarray, sizes: Sequence[int] = (2, 4, 8), kinds: Sequence[str] = ("max", "average", "sum")
 ) -> Figure:
@@ -350,7 +360,7 @@ def pooled_pictures(
     Raises:
         ValueError: as `kernels.pool_image`.
     """
-    figure = board.new_figure(2.4 * (len(sizes) + 1), 2.6 * len(kinds))
+    figure = style.figure(2.4 * (len(sizes) + 1), 2.6 * len(kinds))
     for row, kind in zip(figure.subplots(len(kinds), len(sizes) + 1, squeeze=False), kinds, strict=True):
         for axes, size in zip(row, (1, *sizes), strict=True):
             result = kernels.pool_image(image, kind, size) / (size**2 if kind == "sum" else 1)
@@ -377,6 +387,7 @@ def derivative(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arra
     return jax.vmap(jax.grad(function))
 
 
+@style.styled
 def activation_functions(functions: dict[str, Callable[[jax.Array], jax.Array]] = ACTIVATIONS) -> Figure:
     """Activation functions from -4 to 4, each with its derivative, by which gradients are multiplied on the way back.
 
@@ -384,21 +395,20 @@ def activation_functions(functions: dict[str, Callable[[jax.Array], jax.Array]] 
         functions: elementwise functions by the name to write.
     """
     rows = -(-len(functions) // 3)
-    figure = board.new_figure(10, 2.9 * rows)
+    figure = style.figure(10, 2.9 * rows)
     x = jnp.linspace(-4.0, 4.0, 402)  # an even number: 0, where some have a corner, is not among them
     grid = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False)
     for axes, (name, function) in zip(grid.flat, functions.items(), strict=False):
-        axes.axhline(0, color="#bbbbbb", linewidth=0.8)
-        axes.axvline(0, color="#bbbbbb", linewidth=0.8)
-        axes.plot(x, function(x), color="#1f77b4", linewidth=2, label="f(x)")
+        axes.axhline(0, color=style.INK, linewidth=0.5)
+        axes.axvline(0, color=style.INK, linewidth=0.5)
+        axes.plot(x, function(x), color=style.color(0), linewidth=2, label="f(x)")
         # Dots don't join what a jump separates.
-        axes.plot(x, derivative(function)(x), ".", color=ORANGE, markersize=2, label="f′(x)")
-        axes.set_title(name, fontsize=11)
+        axes.plot(x, derivative(function)(x), ".", color=style.color(1), markersize=2, label="f′(x)")
+        axes.set_title(name)
         axes.set_ylim(-1.3, 2.3)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(functions) :]:
         axes.set_visible(False)
-    grid.flat[0].legend(loc="upper left", frameon=False, markerscale=5)
+    grid.flat[0].legend(loc="upper left", markerscale=5)
     return figure
 
 

@@ -257,14 +257,14 @@ def _label(place: int, name: str, what: str) -> dict[str, Any]:
 def _layout(count: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
     hidden = {"visible": False, "showspikes": False}
     length = (count - 1) * _SPACING
-    zoom = min(1.0, 7.8 / (length + 3))  # in plotly's units: three times as wide as high, it fills its frame
+    zoom = min(1.0, 7.8 / (length + 3.4))  # in plotly's units: three times as wide as high, it fills its frame
     return {
         "scene": {
-            "xaxis": {**hidden, "range": [-0.6, length + 0.6]},
+            "xaxis": {**hidden, "range": [-0.6, length + 1.2]},  # the names of the classes need room
             "yaxis": {**hidden, "range": [-0.6, 0.6]},
             "zaxis": {**hidden, "range": [-0.8, 0.8]},
             "aspectmode": "manual",
-            "aspectratio": {"x": zoom * (length + 1.2), "y": zoom * 1.2, "z": zoom * 1.6},
+            "aspectratio": {"x": zoom * (length + 1.8), "y": zoom * 1.2, "z": zoom * 1.6},
             "camera": {
                 "projection": {"type": "orthographic"},
                 "eye": {"x": 4.5, "y": -4.2, "z": 0.9},

@@ -60,11 +60,12 @@ def _cards(run: Run, indices: Sequence[int], layer: str) -> list[dict[str, Any]]
     for place, index in enumerate(indices):
         predicted, true = (int(column[place]) for column in columns)
         where = f"{run.split} image {run.indices[index]}"
-        images = [_picture(pixels[place], f"{where}: {run.classes[true]}", "the image")]
+        images = [_picture(pixels[place], f"{where}: {run.classes[true]}", "image")]
         for kind, heat in zip((predicted, true), heats, strict=True):
             name, found = run.classes[kind], heat[place].max() > 0
-            text = f"what speaks for {name}" if found else f"nothing speaks for {name}"
-            images.append(_picture(heated(pixels[place], heat[place], _SIDE), f"{where}: {text}", text))
+            alt = f"{where}: what speaks for {name}" if found else f"{where}: nothing speaks for {name}"
+            caption = f"for {name}" if found else f"nothing for {name}"
+            images.append(_picture(heated(pixels[place], heat[place], _SIDE), alt, caption))
         cards.append(
             {
                 "images": images,

@@ -171,7 +171,7 @@ def picture(image: np.ndarray, side: int = _THUMBNAIL) -> dict[str, Any]:
 
 def percent(share: float) -> str:
     """Whole percents: what a caption has room for."""
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def class_rows(run: Run) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def test_pooling_shows_each_kind(monkeypatch):
     assert [numbers(axes) for axes in figure.axes[1:]] == [["4", ""], ["2.50", ""], ["10", ""]]
     draw(1)
     assert [numbers(axes) for axes in figure.axes[1:]] == [["4", "8"], ["2.50", "6.50"], ["10", "26"]]
-    assert [axes.get_title() for axes in figure.axes] == ["image", "max", "average", "sum"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["image", "max", "average", "sum"]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_stages_of_a_layer_follow_from_each_other():
     assert convolved.shape == (32, 32) and convolved.min() < 0
     np.testing.assert_array_equal(rectified, np.maximum(convolved, 0))
     np.testing.assert_array_equal(pooled, rectified.reshape(8, 4, 8, 4).max(axis=(1, 3)))
-    assert [axes.get_title() for axes in figure.axes[:4]] == [
+    assert [axes.get_title(loc="left") for axes in figure.axes[:4]] == [
         "image, 34×34",
         "convolution, 32×32",
         "ReLU, 32×32",
@@ -181,7 +181,7 @@ def test_derivatives_are_those_of_the_textbook():
 def test_activations_are_drawn_with_their_derivatives():
     figure = lab.activation_functions()
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == list(lab.ACTIVATIONS)
+    assert [axes.get_title(loc="left") for axes in shown] == list(lab.ACTIVATIONS)
     x, y = shown[3].lines[-1].get_data()
     assert np.max(y) == pytest.approx(0.25, abs=1e-4)  # the sigmoid's slope at 0, its greatest
     assert abs(float(x[np.argmax(y)])) < 0.02
