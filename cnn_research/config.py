@@ -237,8 +237,8 @@ def base_config() -> ConfigDict:
 
     config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
     config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
-    # Write WORKDIR/report.html at the end, which takes as long as evaluating the test set and some ten seconds; the same
-    # as experiments/report.py does at any time.
+    # Write WORKDIR/report.html at the end, in the time of an evaluation and some ten seconds; experiments/report.py
+    # does it at any time.
     config.report = False
     # On a GPU: the same seed on the same machine gives the same bits. Its price: algorithms are no longer chosen by
     # timing them, so that steps may take considerably longer, and operations without a deterministic one fail to

@@ -39,9 +39,12 @@ def write_report(
         UserError: a folder holds no run or no checkpoint, two have the same name, the split can't be read, or the file
             can't be written.
     """
-    first = files.locate(workdirs[0]).resolve()
+    first = files.locate(workdirs[0])
+    first = first if files.is_remote(first) else first.resolve()
     several = len(workdirs) > 1
     path = epath.Path(output or (first.parent / "comparison.html" if several else first / "report.html"))
+    if not path.parent.exists() and not files.is_remote(path):  # rather now than when all is computed
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     runs = [open_run(workdir, split, data_dir) for workdir in workdirs]
     text = render_comparison(comparison.named(runs)) if several else render(runs[0])
     try:

@@ -98,7 +98,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     if not len(indices):
         raise UserError(f"none of the images of {config.dataset.name!r} {split} can be read")
     return Run(
-        name=workdir.resolve().name,
+        name=(workdir if files.is_remote(workdir) else workdir.resolve()).name,
         config=config,
         results=files.read_json(workdir / "results.json"),
         environment=files.read_json(workdir / "environment.json") or {},

@@ -1,5 +1,6 @@
 """What a report says of one run, as plain values for the template: numbers, texts and pictures."""
 
+import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 
 from cnn_research import config as configs
 from cnn_research.explain import figures, metrics, style
 from cnn_research.models.layer_table import Layer, LayerTable, layer_table
-from cnn_research.report.pictures import data_uri, thumbnail
+from cnn_research.report.pictures import address, data_uri, thumbnail
 from cnn_research.report.run import Run
 
 _TABLE_CLASSES = 20  # more, and the confusion matrix is a picture, with the most confused pairs in a list
@@ -80,7 +83,8 @@ def confusion(run: Run, matrix: np.ndarray) -> dict[str, Any]:
     """The confusion matrix, whose cells lead to galleries of their images.
 
     Returns:
-        {"rows": for each class its name and cells, [] for many classes, "pairs": the most confused ones, "galleries"}.
+        {"rows": for each class its name and cells; of many classes [], and there is a "picture" instead; "pairs": the
+        most confused ones; "galleries"}.
     """
     size = len(run.classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -112,7 +116,19 @@ def confusion(run: Run, matrix: np.ndarray) -> dict[str, Any]:
         }
         for pair in metrics.most_confused(matrix, 10 if rows else 30)
     ]
-    return {"rows": rows, "pairs": pairs, "galleries": [_gallery(run, *pair) for pair in shown]}
+    found = {"rows": rows, "pairs": pairs, "galleries": [_gallery(run, *pair) for pair in shown]}
+    if not rows:
+        found["picture"] = drawn(figures.confusion(matrix, run.classes), f"Confusion matrix of {size} classes")
+    return found
+
+
+def drawn(figure: Figure, alt: str) -> dict[str, Any]:
+    """A figure with images in it for a page: as `picture`, with its "alt"."""
+    file = style.png(figure)
+    width, height = Image.open(io.BytesIO(file)).size
+    scale = 96 / style.DPI  # CSS pixels
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    return {"src": address(file, "png"), **size, "crisp": False, "alt": alt}
 
 
 def gallery_id(true: int, predicted: int) -> str:
