@@ -1,31 +1,16 @@
 """What a report says of several runs beside each other, as plain values for the template."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cnn_research import config as configs
-from cnn_research.errors import UserError
 from cnn_research.explain import metrics, style
 from cnn_research.report import sections
 from cnn_research.report.run import Run
 
 _IMAGES = 24  # in a gallery
-
-
-def named(runs: Sequence[Run]) -> dict[str, Run]:
-    """The runs by the names of their folders, which have to differ.
-
-    Raises:
-        UserError: they don't.
-    """
-    names = [run.name for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserError(f"two of the workdirs are called {twice!r}: runs are told apart by the names of their folders")
-    return dict(zip(names, runs, strict=True))
 
 
 def overview(runs: dict[str, Run]) -> list[dict[str, Any]]:

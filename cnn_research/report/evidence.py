@@ -8,8 +8,9 @@ import numpy as np
 
 from cnn_research.explain import layers, metrics
 from cnn_research.explain.attribution import grad_cam
+from cnn_research.explain.overlay import blend
 from cnn_research.report import sections
-from cnn_research.report.pictures import data_uri, heated, thumbnail
+from cnn_research.report.pictures import data_uri, enlarged, thumbnail
 from cnn_research.report.run import Run
 
 _CARDS = 8  # of either kind
@@ -60,12 +61,13 @@ def _cards(run: Run, indices: Sequence[int], layer: str) -> list[dict[str, Any]]
     for place, index in enumerate(indices):
         predicted, true = (int(column[place]) for column in columns)
         where = f"{run.split} image {run.indices[index]}"
+        large = enlarged(thumbnail(pixels[place], _SIDE), _SIDE)
         images = [_picture(pixels[place], f"{where}: {run.classes[true]}", "image")]
         for kind, heat in zip((predicted, true), heats, strict=True):
             name, found = run.classes[kind], heat[place].max() > 0
             alt = f"{where}: what speaks for {name}" if found else f"{where}: nothing speaks for {name}"
             caption = f"for {name}" if found else f"nothing for {name}"
-            images.append(_picture(heated(pixels[place], heat[place], _SIDE), alt, caption))
+            images.append(_picture(blend(large, heat[place]), alt, caption))
         cards.append(
             {
                 "images": images,

@@ -1,23 +1,19 @@
 """Writes report.html."""
 
-import base64
 import functools
-import gzip
 import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-import numpy as np
 import plotly.offline
 from etils import epath
 
 import cnn_research
 from cnn_research.errors import UserError
 from cnn_research.explain import metrics
-from cnn_research.explain.network3d import network3d
-from cnn_research.report import comparison, evidence, sections
-from cnn_research.report.run import Run, open_run
+from cnn_research.report import comparison, evidence, inside, sections
+from cnn_research.report.run import Run, open_run, resolved
 from cnn_research.training import workdir as files
 
 
@@ -39,14 +35,18 @@ def write_report(
         UserError: a folder holds no run or no checkpoint, two have the same name, the split can't be read, or the file
             can't be written.
     """
-    first = files.locate(workdirs[0])
-    first = first if files.is_remote(first) else first.resolve()
-    several = len(workdirs) > 1
-    path = epath.Path(output or (first.parent / "comparison.html" if several else first / "report.html"))
-    if not path.parent.exists() and not files.is_remote(path):  # rather now than when all is computed
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
-    runs = [open_run(workdir, split, data_dir) for workdir in workdirs]
-    text = render_comparison(comparison.named(runs)) if several else render(runs[0])
+    folders = {folder.name: folder for folder in map(resolved, workdirs)}
+    if len(folders) < len(workdirs):
+        raise UserError(f"workdirs of one name: {', '.join(map(str, workdirs))}; runs are told apart by their folders'")
+    first = next(iter(folders.values()))
+    if output and not (parent := files.locate(output).parent).exists() and not files.is_remote(parent):
+        raise UserError(f"{output} cannot be written: there is no folder {parent}")  # rather now than in a minute
+    runs = {name: open_run(folder, split, data_dir) for name, folder in folders.items()}
+    if len(runs) > 1:
+        path, text = first.parent / "comparison.html", render_comparison(runs)
+    else:
+        path, text = first / "report.html", render(runs[first.name])
+    path = files.locate(output) if output else path
     try:
         files.write_text(path, text)
     except OSError as error:
@@ -65,12 +65,11 @@ def render(run: Run) -> str:
         confusion=sections.confusion(run, matrix),
         mistakes=evidence.mistakes(run, matrix),
         calibration=sections.calibration(run),
-        figure3d=_figure3d(run),
-        inside=[],
+        inside=inside.inside(run),
         layers=sections.layer_rows(run),
         settings=sections.settings(run),
         environment=sections.environment(run),
-        plotly=_packed(plotly.offline.get_plotlyjs()),
+        plotly=inside.packed(plotly.offline.get_plotlyjs()),
         script=_read("network3d.js"),
     )
 
@@ -85,27 +84,6 @@ def render_comparison(runs: dict[str, Run]) -> str:
         galleries=comparison.disagreements(runs),
         settings=comparison.settings(runs),
     )
-
-
-def _figure3d(run: Run) -> dict[str, str]:
-    """The network in 3D, with an image that it recognises as confidently as half of those that it does."""
-    candidates = np.flatnonzero(run.right) if run.right.any() else np.arange(len(run.labels))
-    order = np.argsort(run.probabilities[candidates].max(axis=1), kind="stable")
-    index = candidates[order[len(order) // 2]]
-    pixels, seen = run.central_views([index])
-    network = run.predictor.model, run.predictor.variables
-    figure = network3d(*network, seen[0], classes=run.classes, picture=pixels[0])
-    name, share = run.classes[run.labels[index]], sections.percent(run.probabilities[index].max())
-    return {
-        "packed": _packed(figure.to_json()),
-        "text": f"The strongest maps of some layers for {run.split} image {run.indices[index]}, of class {name}: "
-        f"{'recognised' if run.right[index] else 'not recognised'}, with {share}.",
-        "alt": f"The network in 3D, from an image of a {name} through its layers to the classes",
-    }
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def _common() -> dict[str, Any]:

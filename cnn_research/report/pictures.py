@@ -2,12 +2,13 @@
 
 import base64
 import io
+from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-_HEAT = matplotlib.colormaps["inferno"]
+from cnn_research.explain import style
 
 _WEBP_QUALITY = 90  # a 32 x 32 photograph takes half a kilobyte, a quarter of what PNG needs
 
@@ -41,20 +42,20 @@ def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def heated(pixels: np.ndarray, heat: np.ndarray, side: int) -> np.ndarray:
-    """An image under a heat map, the more opaque the hotter, so that what it shows stays to be seen.
+def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
+    """An image uint8[H, W, C] whose pixels are repeated a whole number of times, to at most `side` pixels each way."""
+    factor = max(1, side // max(pixels.shape[:2]))
+    return np.repeat(np.repeat(pixels, factor, axis=0), factor, axis=1)
 
-    Args:
-        pixels: uint8[H, W, 1 or 3].
-        heat: float[h, w] >= 0, which is smoothed up to the image's size; its largest value is the hottest colour.
-        side: pixels to which a smaller image is enlarged, by a whole number.
+
+def drawn(figure: Figure, alt: str) -> dict[str, Any]:
+    """A figure with images in it as the template's macro `image` takes it.
 
     Returns:
-        uint8[n H, n W, 3]; without colour where there is no heat at all.
+        {"src", "width" and "height" in CSS pixels, "crisp": False, "alt"}.
     """
-    factor = max(1, side // max(pixels.shape[:2]))
-    image = np.repeat(np.repeat(pixels, factor, axis=0), factor, axis=1).astype(np.float32)
-    scaled = Image.fromarray(np.asarray(heat / (heat.max() or 1), np.float32))
-    scaled = np.asarray(scaled.resize(image.shape[1::-1], Image.Resampling.BILINEAR))[..., None]
-    opacity = 0.75 * scaled
-    return np.rint((1 - opacity) * image + opacity * 255 * _HEAT(scaled[..., 0])[..., :3]).astype(np.uint8)
+    file = style.png(figure)
+    width, height = Image.open(io.BytesIO(file)).size
+    scale = 96 / style.DPI
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    return {"src": address(file, "png"), **size, "crisp": False, "alt": alt}

@@ -80,7 +80,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     Raises:
         UserError: the folder holds no run or no checkpoint, or the split can't be read or has no image that can.
     """
-    workdir = files.locate(workdir)
+    workdir = resolved(workdir)
     config = files.load_config(workdir)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
@@ -98,7 +98,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     if not len(indices):
         raise UserError(f"none of the images of {config.dataset.name!r} {split} can be read")
     return Run(
-        name=(workdir if files.is_remote(workdir) else workdir.resolve()).name,
+        name=workdir.name,
         config=config,
         results=files.read_json(workdir / "results.json"),
         environment=files.read_json(workdir / "environment.json") or {},
@@ -111,6 +111,12 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
         probabilities=probabilities,
         images=_images(config, feed, split, indices),
     )
+
+
+def resolved(workdir: epath.PathLike) -> epath.Path:
+    """The path of a workdir, whose last part is the name of the run."""
+    path = files.locate(workdir)
+    return path if files.is_remote(path) else path.resolve()
 
 
 def _history(workdir: epath.Path) -> list[dict[str, Any]]:

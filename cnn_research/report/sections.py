@@ -1,6 +1,5 @@
 """What a report says of one run, as plain values for the template: numbers, texts and pictures."""
 
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -8,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 
 from cnn_research import config as configs
 from cnn_research.explain import figures, metrics, style
 from cnn_research.models.layer_table import Layer, LayerTable, layer_table
-from cnn_research.report.pictures import address, data_uri, thumbnail
+from cnn_research.report.pictures import data_uri, drawn, thumbnail
 from cnn_research.report.run import Run
 
 _TABLE_CLASSES = 20  # more, and the confusion matrix is a picture, with the most confused pairs in a list
@@ -38,7 +35,7 @@ def headline(run: Run) -> dict[str, Any]:
         facts["top-5"] = style.percent(metrics.accuracy(run.probabilities, run.labels, k=5).value)
     if results:
         facts |= {
-            "trained": f"{results['epochs']:g} epochs, {results['steps']:,} steps",
+            "trained": f"{results['epochs']:.3g} epochs, {results['steps']:,} steps",
             "time": duration(results["train_seconds"]),
         }
         if results.get("examples_per_second"):
@@ -60,9 +57,13 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def command(environment: dict[str, Any]) -> str:
-    """The command line of a run, as one would type it: without the place of the interpreter."""
+    """The command line of a run, as one would type it: without the place of the interpreter, a line for each flag."""
     words = environment.get("command", [])
-    return shlex.join([Path(words[0]).name, *words[1:]]) if words else ""
+    if not words:
+        return ""
+    first, *flags = [shlex.quote(word) for word in [Path(words[0]).name, *words[1:]]]
+    script = [first, *flags[:1]] if flags and not flags[0].startswith("-") else [first]
+    return " \\\n    ".join([" ".join(script), *flags[len(script) - 1 :]])
 
 
 def duration(seconds: float) -> str:
@@ -120,15 +121,6 @@ def confusion(run: Run, matrix: np.ndarray) -> dict[str, Any]:
     if not rows:
         found["picture"] = drawn(figures.confusion(matrix, run.classes), f"Confusion matrix of {size} classes")
     return found
-
-
-def drawn(figure: Figure, alt: str) -> dict[str, Any]:
-    """A figure with images in it for a page: as `picture`, with its "alt"."""
-    file = style.png(figure)
-    width, height = Image.open(io.BytesIO(file)).size
-    scale = 96 / style.DPI  # CSS pixels
-    size = {"width": round(width * scale), "height": round(height * scale)}
-    return {"src": address(file, "png"), **size, "crisp": False, "alt": alt}
 
 
 def gallery_id(true: int, predicted: int) -> str:
