@@ -18,8 +18,10 @@ PARITY_PYTHONS := 3.11 3.12 3.13
 TORCHVISION = torchvision==0.28.0
 # Appended to the command line of the training script or of pytest.
 ARGS =
+# Reports for test-browser to look at.
+REPORTS =
 # What the other test targets run stays out.
-QUICK = not zoo and not smoke and not full and not parity
+QUICK = not zoo and not smoke and not full and not parity and not notebook and not browser
 # Most tests wait for one core: two processes are nearly twice as fast on two. A file's tests stay together, with what they share.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG = experiments/configs/lenet5_digits.py
@@ -74,7 +76,7 @@ export INSTALL
 # doesn't start: then the stamps below mean nothing.
 usable = $(shell [ "$$(cat $(1)/made-in 2>/dev/null)" = "$(CURDIR)" ] && $(1)/bin/python -c '' 2>/dev/null && echo yes)
 ifneq ($(call usable,.venv),yes)
-.venv/core .venv/dev: FORCE
+.venv/core .venv/dev .venv/browser: FORCE
 endif
 ifneq ($(call usable,.venv-oldest),yes)
 .venv-oldest/dev: FORCE
@@ -93,6 +95,10 @@ endif
 	@sh -c "$$INSTALL" install .venv "$(PYTHON)" "$(PYTHONS)" -e '.[dev]'
 	@touch .venv/core $@
 
+.venv/browser: pyproject.toml
+	@sh -c "$$INSTALL" install .venv "$(PYTHON)" "$(PYTHONS)" -e '.[dev,browser]'
+	@touch .venv/core .venv/dev $@
+
 .venv-oldest/dev: pyproject.toml constraints/oldest.txt
 	@sh -c "$$INSTALL" install .venv-oldest "$(OLDEST_PYTHON)" "$(OLDEST_PYTHONS)" -e '.[dev]' -c constraints/oldest.txt
 	@touch $@
@@ -102,10 +108,10 @@ endif
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(TORCHVISION)
 	@touch $@
 
-.PHONY: help train test test-zoo test-smoke test-full test-parity lint format test-oldest clean FORCE
+.PHONY: help train test test-zoo test-smoke test-full test-notebooks test-browser test-parity lint format test-oldest clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG=, WORKDIR= another experiment, ARGS= more flags (with a WORKDIR of its own)
 	.venv/bin/python experiments/train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -118,6 +124,9 @@ test-zoo: .venv/dev ## run the tests of the large networks
 
 test-full: .venv/dev ## run what takes long, an hour in all: networks at full depth, many kills, several hosts; ARGS=FILE for a part
 	.venv/bin/python -m pytest -q -m full $(ARGS)
+
+test-notebooks: .venv/dev ## run every notebook from start to end, ten minutes in all; ARGS="-k 01" for one
+	.venv/bin/python -m pytest -q -m notebook tests/notebooks $(ARGS)
 
 test-smoke: .venv/dev ## train two steps of every config on generated images
 	.venv/bin/python -m pytest -q -m smoke $(ARGS)
@@ -134,6 +143,9 @@ format: .venv/dev ## format the code and apply the fixes that are safe
 
 test-oldest: .venv-oldest/dev ## run the tests with the oldest supported versions of everything
 	.venv-oldest/bin/python -m pytest -q $(PARALLEL) -m "$(QUICK)" $(ARGS)
+
+test-browser: .venv/browser ## open reports in a headless Chromium and look at them; REPORTS="FILE ..." others than the tests' own
+	REPORTS="$(REPORTS)" .venv/bin/python -m pytest -q -m browser $(ARGS)
 
 test-parity: .venv-parity/dev ## compare the networks with torchvision's, weights and logits
 	.venv-parity/bin/python -m pytest -q -m parity $(ARGS)

@@ -62,6 +62,7 @@ RESUMABLE = (
     "profile",
     "checkpoint.every",
     "checkpoint.keep",
+    "report",
     "compilation_cache",
     "deterministic",
 )
@@ -236,6 +237,9 @@ def base_config() -> ConfigDict:
 
     config.log_every = "50st"  # interval of the training metrics; divergence is noticed here
     config.eval_every = "1ep"  # interval of evaluation on dataset.eval_split
+    # Write WORKDIR/report.html at the end, in the time of an evaluation and some ten seconds; experiments/report.py
+    # does it at any time.
+    config.report = False
     # On a GPU: the same seed on the same machine gives the same bits. Its price: algorithms are no longer chosen by
     # timing them, so that steps may take considerably longer, and operations without a deterministic one fail to
     # compile. CPUs and TPUs are deterministic anyway, for nothing.

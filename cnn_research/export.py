@@ -5,13 +5,29 @@ made of, the classes, and the size and resizing of the images. Given uint8 image
 logits and probabilities; normalisation and evaluation's views are inside. One file serves any number of images, on a
 CPU, a GPU of NVIDIA's or a TPU. To load it, `LOADER` is all that is needed, and jax.
 
-A version of JAX reads what others wrote up to six months before it, and what is written later by up to three weeks
-(docs.jax.dev, "Exporting and serializing staged-out computations"). For longer, keep the checkpoint.
+JAX promises to read what a version up to six months older, or three weeks newer, has written (docs.jax.dev, "Exporting
+and serializing staged-out computations"). For longer, keep the checkpoint.
+
+ONNX needs an environment of its own: jax2onnx, the converter that is kept up, wants an older orbax-checkpoint than this
+package does, and fails on JAX 0.12. These versions work together (tried with Python 3.13):
+
+    pip install jax2onnx==0.17.1 "jax<0.11" absl-py grain importlib_resources ml_collections pillow safetensors \\
+        scikit-learn tensorboardX tqdm
+    pip install --no-deps cnn-research                  # or stay at the root of a checkout
+
+    predictor = Predictor.from_workdir("runs/lenet5_digits")
+    images = jax.ShapeDtypeStruct(("batch", *predictor.image_shape), jnp.uint8)
+    jax2onnx.to_onnx(export.answer(predictor), [images], return_mode="file", output_path="lenet5.onnx")
+
+Its outputs are logits and probabilities, in this order. In onnxruntime they are JAX's but for the rounding of float32,
+as tried with LeNet-5, the convnet, a VGG and a ResNet; torchvision's GoogLeNet could not be converted.
 """
 
+import contextlib
 import io
 import json
 import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -53,7 +69,7 @@ def export_stablehlo(predictor: Predictor) -> bytes:
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *predictor.image_shape), jnp.uint8)
     try:
-        with jax.default_matmul_precision(predictor.matmul_precision):
+        with jax.default_matmul_precision(predictor.matmul_precision), _without_paths():
             exported = export.export(jax.jit(answer(predictor)), platforms=PLATFORMS)(images)
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -65,7 +81,7 @@ def export_stablehlo(predictor: Predictor) -> bytes:
     return file.getvalue()
 
 
-def answer(predictor: Predictor):
+def answer(predictor: Predictor) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """The function that is exported: uint8[N, H, W, C] -> {"logits": float32[N, K], "probabilities": float32[N, K]}."""
 
     def network(images: jax.Array) -> dict[str, jax.Array]:
@@ -73,6 +89,17 @@ def answer(predictor: Predictor):
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return network
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Within it, what JAX writes doesn't tell which lines of which files on this machine an operation comes from."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def about(predictor: Predictor) -> dict[str, Any]:

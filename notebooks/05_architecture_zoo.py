@@ -19,7 +19,7 @@
 # # The zoo of architectures
 #
 # From LeNet (1998) to DenseNet (2017) in one place: what each paper added, what its network costs, how accurate it is
-# said to be, and what four of the families make of one budget: every training image once, with one recipe.
+# said to be, and what four of the families make of one budget: the same 960 images with the same recipe.
 #
 # Takes about a minute and a half on two CPU cores, most of it DenseNet's.
 
@@ -62,7 +62,7 @@ NETWORKS = {
 }
 DATASET = "digits"  # or "shapes", or any other of the package
 IMAGE_SIZE = 16  # pixels; with 64, there is room for "alexnet_owt", "vgg11_bn" and "googlenet_bn": on a GPU
-DURATION = "1ep"  # the budget of each: epochs, "45st" steps or "1437ex" images
+DURATION = "30st"  # the budget of each: steps of 32 images, or epochs, such as "1ep"
 SEED = 0
 WORKDIR = tempfile.mkdtemp(prefix="zoo_")  # the folder for the runs; one of your own is kept
 
@@ -126,7 +126,7 @@ show_layers(build("VGG in small", 10), (IMAGE_SIZE, IMAGE_SIZE, 1))
 # %% [markdown]
 # ## One budget
 #
-# Each network now sees every training image once, with the same optimizer, learning rate and order. (The best settings
+# Each network now sees the same images in the same order, with the same optimizer and learning rate. (The best settings
 # of each would be other ones, and longer training would change the ranking.)
 
 
@@ -164,12 +164,12 @@ for title in NETWORKS:
 # compilation, which deeper networks need more of.
 
 # %%
-zoo.chart(discs, f"{DATASET}: accuracy after {DURATION}, and what an image costs")
+zoo.chart(discs, f"{DATASET}: accuracy after {results['steps']} steps, and what an image costs")
 
 # %% [markdown]
 # ## Try it yourself
 #
-# 1. Give all of them more: `DURATION = "5ep"`. Who gains most?
+# 1. Give all of them more: `DURATION = "3ep"`. Who gains most?
 # 2. Set `DATASET = "shapes"`: coloured images, four classes, 10,000 of them. (Restrict them by
 #    `config.dataset.train_split = "train[:2000]"`, or be patient.)
 # 3. Give the small VGG batch normalisation, by the field `"batch_norm": "after_conv"`. Try with and without a learning

@@ -146,6 +146,7 @@ ANOTHER = {
     "profile": "1st:2st",
     "checkpoint.every": "1st",
     "checkpoint.keep": 7,
+    "report": True,
     "compilation_cache": "",
     "deterministic": True,
 }

@@ -2,7 +2,7 @@
 
 import shlex
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from cnn_research.commands import hosts, launch
@@ -47,8 +47,27 @@ def main() -> None:
         "results": f"{workdir}/results.json",
         "metrics": f"{workdir}/metrics.jsonl, or: tensorboard --logdir {shlex.quote(workdir)}",
         "checkpoints": f"{workdir}/checkpoints",
+        "report": _report(workdir) if config.report else _report_command(workdir),
     }
     _print(rows)
+
+
+def _report(workdir: str) -> str:
+    """Writes the report and returns where it is. A finished run is one, whatever goes wrong with its report."""
+    if parallel.is_connected():  # the other processes have left, and some questions all would have to answer
+        return f"of several processes none writes it: {_report_command(workdir)}"
+    from cnn_research.report.page import write_report  # takes a second
+
+    try:
+        return str(write_report([workdir]))
+    except Exception as error:
+        if not isinstance(error, UserError):  # a defect of ours, whose place should be known
+            logging.exception("the report could not be written")
+        return f"could not be written ({error}); to try again: {_report_command(workdir)}"
+
+
+def _report_command(workdir: str) -> str:
+    return f"python experiments/report.py --workdir={shlex.quote(workdir)}"
 
 
 def _preview(config: ConfigDict) -> None:

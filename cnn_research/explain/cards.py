@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 
 from cnn_research.explain import style
 
-_LONGEST = 28  # letters of a class's name
+# Letters that fit.
+_LONGEST = 28  # of a class's name
+_LONGEST_TITLE = 44
 
 
 @style.styled
@@ -35,10 +37,11 @@ def draw_card(image: np.ndarray, top: Sequence[tuple[str, float]], truth: str | 
 
     name, confidence = top[0]
     right = truth in (None, name)
-    figure.suptitle(
-        f"{_shortened(name)} {100 * confidence:.0f} %" + ("" if right else f" · true: {_shortened(truth)}"),
-        color=style.INK if truth is None else style.RIGHT if right else style.WRONG,
-    )
+    title = f"{_shortened(name)} {100 * confidence:.0f} %"
+    if not right:
+        true = f"true: {_shortened(truth)}"
+        title += ("\n" if len(title + true) > _LONGEST_TITLE else " · ") + true
+    figure.suptitle(title, color=style.INK if truth is None else style.RIGHT if right else style.WRONG)
     values, places = [value for _, value in top], np.arange(len(top))
     drawn = bars.barh(places, values, color=[style.color(0)] + [style.INK] * (len(top) - 1), height=0.66)
     bars.bar_label(drawn, [style.percent(value) for value in values], padding=3, fontsize=8)

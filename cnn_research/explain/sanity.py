@@ -107,13 +107,8 @@ def energy_inside(maps: jax.Array, boxes: Any, size: tuple[int, int]) -> jax.Arr
         boxes: int[N, 4]: top, left, bottom, right in pixels, the last two exclusive.
         size: (H, W) of the images.
     """
-    maps = enlarge(nn.relu(maps), size)
+    maps = jax.image.resize(nn.relu(maps), (len(maps), *size), "bilinear")
     top, left, bottom, right = jnp.asarray(boxes).T[:, :, None, None]
     y, x = jnp.arange(size[0])[:, None], jnp.arange(size[1])
     inside = (top <= y) & (y < bottom) & (left <= x) & (x < right)
     return jnp.where(inside, maps, 0).sum((1, 2)) / maps.sum((1, 2))
-
-
-def enlarge(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Maps [N, h, w] -> [N, H, W], bilinear; what has that size stays as it is."""
-    return maps if maps.shape[1:] == size else jax.image.resize(maps, (len(maps), *size), "bilinear")

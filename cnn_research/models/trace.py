@@ -129,30 +129,50 @@ def _inner_jaxpr(equation: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What one element of an array sees of the image: extent and jump for height and width, in pixels, or all of it."""
+    """What one element of an array sees of the image: for height and width, in pixels, or all of it.
+
+    Attributes:
+        extent: of the rectangle that it sees, padding included.
+        jump: from the rectangle of one element to that of the next.
+        start: of the first element's rectangle; negative in the padding.
+        whole: it sees all of the image, and the others say nothing.
+    """
 
     extent: tuple[int, int] = (1, 1)
     jump: tuple[int, int] = (1, 1)
+    start: tuple[int, int] = (0, 0)
     whole: bool = False
 
 
 def views_of(trace: Trace) -> list[View]:
-    """Of each value. Of several operands, as in a sum of branches, the larger view is the result's."""
+    """Of each value. Of several operands, as in a sum of branches, the result sees what any of them sees."""
     views = [View()] * len(trace.shapes)
     for step in trace.steps:
         given = [views[number] for number in step.inputs]
-        extent = [max(view.extent[axis] for view in given) for axis in (0, 1)]
+        start = [min(view.start[axis] for view in given) for axis in (0, 1)]
+        extent = [max(view.start[axis] + view.extent[axis] for view in given) - start[axis] for axis in (0, 1)]
         jump = [max(view.jump[axis] for view in given) for axis in (0, 1)]
         if (window := step.spatial_window) is not None:
-            for axis, (kernel, stride) in enumerate(zip(*window[:2], strict=True)):
+            for axis, (kernel, stride, (before, _)) in enumerate(zip(*window, strict=True)):
+                start[axis] -= before * jump[axis]
                 extent[axis] += (kernel - 1) * jump[axis]
                 jump[axis] *= stride
-        elif step.name == "slice" and step.parameters["strides"] and len(step.shapes[0]) == 4:
-            jump = [j * s for j, s in zip(jump, step.parameters["strides"][HEIGHT : WIDTH + 1], strict=True)]
+        elif step.name in ("slice", "pad") and len(step.shapes[0]) == 4:
+            for axis, (first, stride) in enumerate(_first_and_stride(step)[HEIGHT : WIDTH + 1]):
+                start[axis] += first * jump[axis]
+                jump[axis] *= stride
         for number in step.outputs:
             whole = any(view.whole for view in given) or _joins_positions(step, trace.shapes[number])
-            views[number] = View(tuple(extent), tuple(jump), whole)
+            views[number] = View(tuple(extent), tuple(jump), tuple(start), whole)
     return views
+
+
+def _first_and_stride(step: Step) -> list[tuple[int, int]]:
+    """Of each axis of a slice or a padding: where in the operand the result begins, and its elements' distance."""
+    if step.name == "pad":
+        return [(-low, 1) for low, _, _ in step.parameters["padding_config"]]
+    starts = step.parameters["start_indices"]
+    return list(zip(starts, step.parameters["strides"] or [1] * len(starts), strict=True))
 
 
 def _joins_positions(step: Step, output: tuple[int, ...]) -> bool:
