@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from flax import linen as nn
 
 from cnn_research.explain import layers as explain_layers
+from cnn_research.explain import style
 
 _LEVELS = 255  # of colour: an activation as a byte keeps the figure small, and no eye sees more
 _SIDE = 32  # pixels: larger maps are averaged down to this
@@ -276,6 +277,7 @@ def _layout(count: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": style.INK},  # legible on light and on dark pages
         "showlegend": False,
         "height": 420,
     }

@@ -202,12 +202,15 @@ def calibration(run: Run) -> dict[str, Any]:
     found = metrics.calibration(run.probabilities, run.labels)
     accuracy = metrics.accuracy(run.probabilities, run.labels)
     confidence = float(run.probabilities.max(axis=1).mean())
+    claim = "neither too much nor too little"  # what lies within the interval need be no fault
+    if not accuracy.low <= confidence <= accuracy.high:
+        claim = "too much" if confidence > accuracy.value else "too little"
     return {
         "svg": style.svg(figures.reliability(found, accuracy)),
         "error": style.percent(found.error),
         "confidence": style.percent(confidence),
         "accuracy": style.percent(accuracy.value),
-        "over": confidence > accuracy.value,
+        "claim": claim,
     }
 
 
