@@ -130,7 +130,7 @@ def gallery_id(true: int, predicted: int) -> str:
 
 
 def _gallery_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs of classes whose images are shown: those that are right, if a table leads to them; the most confused."""
+    """The pairs of classes whose images are shown: those that are right, if a table leads there; the most confused."""
     right = np.flatnonzero(np.diag(matrix)).tolist() if len(matrix) <= _TABLE_CLASSES else []
     wrong = metrics.most_confused(matrix, _GALLERIES - len(right))
     return [(index, index) for index in right] + [(pair.true, pair.predicted) for pair in wrong]

@@ -160,6 +160,7 @@ def test_many_classes_have_a_picture_for_a_matrix(run, monkeypatch):
 def test_durations(seconds, text):
     assert sections.duration(seconds) == text
 
+
 def test_with_many_classes_all_that_is_right_and_the_most_confused_have_a_gallery():
     # 15 classes: 225 cells, but only 100 galleries.
     matrix = np.arange(225).reshape(15, 15) + 1
