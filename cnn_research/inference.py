@@ -77,7 +77,7 @@ class Predictor:
     """A network that is ready for images. Make one by `from_workdir` or `from_zoo`.
 
     Attributes:
-        name: what it is, for titles.
+        name: what it is, for titles and files: of folders only the last part, so that it may leave this machine.
         model, variables: the Flax module, and {"params", "batch_stats"} on the device: for the functions of `explain`.
         classes: the names of the K logits.
         image_shape: (H, W, C) of the images that `logits` and `preprocess` take.
@@ -157,7 +157,7 @@ class Predictor:
             config.model.name, len(dataset["classes"]), dtype=config.precision, **configs.model_fields(config)
         )
         return cls(
-            f"{config.model.name} of {path} at step {number}",
+            f"{config.model.name} of {files.resolved(path).name} at step {number}",
             model,
             variables,
             dataset["classes"],
@@ -207,7 +207,7 @@ class Predictor:
         crop_size, _, channels = facts.image_shape
         size = round(crop_size * _SCALE)
         return cls(
-            f"{name} with the weights {path}",
+            f"{name} with the weights {path.name}",
             model,
             variables,
             classes or [f"class {index}" for index in range(model.num_classes)],

@@ -231,7 +231,7 @@ def test_checkpoints_of_a_run(workdir, tmp_path):
     np.testing.assert_array_equal(logits["latest"], logits[6])
     np.testing.assert_array_equal(logits["best"], logits[3])
     predictor = Predictor.from_workdir(tmp_path)
-    assert predictor.name == f"convnet of {tmp_path} at step 6" and predictor.classes == tuple("0123456789")
+    assert predictor.name == f"convnet of {tmp_path.name} at step 6" and predictor.classes == tuple("0123456789")
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -335,6 +335,7 @@ def test_zoo(weights, tmp_path):
     rng = np.random.default_rng(1)
     Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     predictor = Predictor.from_zoo("resnet18", path, batch_size=1)
+    assert predictor.name == "resnet18 with the weights resnet18.safetensors"
     (prediction,) = predictor.predict(tmp_path / "photo.png")
     # torchvision's protocol by hand: 400x300 -> 341x256, the central 224.
     photo = Image.open(tmp_path / "photo.png").resize((341, 256), Image.Resampling.BILINEAR)
