@@ -63,10 +63,7 @@ class Run:
 
     def central_views(self, chosen: Sequence[int]) -> tuple[np.ndarray, jax.Array]:
         """What the network sees of some of the images: uint8[n, h, w, C], and as its input float32[n, h, w, C]."""
-        pixels = self.images(chosen)
-        seen = self.predictor.preprocess(pixels)
-        (top, left), (height, width) = (np.subtract(pixels.shape[1:3], seen.shape[1:3]) // 2), seen.shape[1:3]
-        return pixels[:, top : top + height, left : left + width], seen
+        return self.predictor.central_views(self.images(chosen))
 
 
 def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = None) -> Run:
