@@ -322,6 +322,7 @@ def occlusion(
 
 def _chosen(logits: jax.Array, classes: Any) -> jax.Array:
     """int[N]: those asked for, or the predicted ones."""
+    layers.check_logits(logits)
     return jnp.argmax(logits, -1) if classes is None else jnp.broadcast_to(jnp.asarray(classes), logits.shape[:1])
 
 

@@ -70,7 +70,7 @@ def network3d(
     batch = jnp.asarray(image)[None]
     paths = list(layers) if layers is not None else default_layers(model, variables, batch)
     values = explain_layers.activations(model, variables, batch, paths)
-    logits = explain_layers.apply(model, variables, batch)
+    logits = explain_layers.check_logits(explain_layers.apply(model, variables, batch))
     probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))[0]
     names = [str(name) for name in (classes if classes is not None else range(len(probabilities)))]
     if len(names) != len(probabilities):

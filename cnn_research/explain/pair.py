@@ -71,7 +71,7 @@ def call_model(model: nn.Module, variables: Variables) -> Callable[..., dict[str
 
     @jax.jit
     def gradients(images: jax.Array, chosen: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: layers.apply(model, variables, x)[:, chosen].sum())(images)
+        return jax.grad(lambda x: layers.check_logits(layers.apply(model, variables, x))[:, chosen].sum())(images)
 
     def call(images: Any, call_model_args: Any = None, expected_keys: Any = None) -> dict[str, np.ndarray]:
         if expected_keys and set(expected_keys) != {key}:
@@ -87,7 +87,7 @@ def _masks(
     saliency = _saliency()
     images = np.asarray(images)
     if classes is None:
-        classes = np.asarray(layers.apply(model, variables, images)).argmax(-1)
+        classes = np.asarray(layers.check_logits(layers.apply(model, variables, images))).argmax(-1)
     classes = np.broadcast_to(np.asarray(classes), len(images))
     call = call_model(model, variables)
     # What XRAI and Blur IG return has no channels; what Guided IG does is of the image's shape, and adds up.

@@ -39,7 +39,7 @@ def randomisation_check(
         {path of the layer randomised last: Spearman's rank correlation with the intact network's maps}, of absolute
         values and as the mean over images; NaN where a map is constant, for all of them.
     """
-    classes = jnp.argmax(layers.apply(model, variables, images), -1)
+    classes = jnp.argmax(layers.check_logits(layers.apply(model, variables, images)), -1)
     intact = method(model, variables, images, classes=classes)
     steps = list(cascade(model, variables, images, key=key))
     # The gaps between these are alike to within one.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.explain import attribution, pair, sanity
+from cnn_research.explain import attribution, features, network3d, pair, sanity
 
 
 class Network(nn.Module):
@@ -176,6 +176,30 @@ def test_mistakes_are_one_line(call, words):
     with pytest.raises(ValueError) as error:
         call(*make())
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+class Several(nn.Module):
+    """A network with another result beside its logits."""
+
+    @nn.compact
+    def __call__(self, x):
+        maps = nn.Conv(4, (3, 3), name="maps")(x)
+        return maps.mean((1, 2)), maps
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(method for name, method in METHODS.items() if not name.endswith("of a unit")),
+        functools.partial(sanity.randomisation_check, attribution.saliency, key=jax.random.key(0)),
+        functools.partial(features.values_and_gradients, labels=np.zeros(3, int), paths=["maps"]),
+        lambda model, variables, images: network3d.network3d(model, variables, images[0]),
+    ],
+)
+def test_a_network_that_returns_no_logits(call):
+    variables = Several().init(jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match=r"returns a tuple; wrap it in a module that returns logits \[N, K\]"):
+        call(Several(), variables, IMAGES)
 
 
 def test_pair_without_its_package(monkeypatch):
