@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from cnn_research.explain import layers
+from cnn_research.explain.attribution import check_classes
 
 Variables = layers.Variables
 
@@ -32,6 +33,7 @@ def xrai(model: nn.Module, variables: Variables, images: Any, classes: Any = Non
 
     Raises:
         ModuleNotFoundError: the package isn't installed.
+        ValueError: as `attribution`'s functions.
     """
     return _masks("XRAI", model, variables, images, classes, options)
 
@@ -88,6 +90,8 @@ def _masks(
     images = np.asarray(images)
     if classes is None:
         classes = np.asarray(layers.check_logits(layers.apply(model, variables, images))).argmax(-1)
+    else:
+        check_classes(model, variables, images, classes)
     classes = np.broadcast_to(np.asarray(classes), len(images))
     call = call_model(model, variables)
     # What XRAI and Blur IG return has no channels; what Guided IG does is of the image's shape, and adds up.
