@@ -361,7 +361,7 @@ def _logits(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Ar
 
 def check_classes(model: nn.Module, variables: Variables, images: jax.Array, classes: Any) -> None:
     """Raises ValueError if one isn't a class of the network: indices out of range would give NaN, or zeros."""
-    if isinstance(classes, jax.core.Tracer):
+    if any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(classes)):
         return
     count = jax.eval_shape(functools.partial(_logits, model), variables, images).shape[-1]
     wrong = [int(each) for each in np.ravel(classes) if not 0 <= each < count]

@@ -72,8 +72,9 @@ def cascade(
     def initialise(key: jax.Array, images: jax.Array) -> Any:
         return layers.apply(model, {}, images, rngs={"params": key}, mutable=True)[1]
 
-    fresh = flatten_dict(jax.jit(initialise)(jax.random.fold_in(key, _APART), jnp.zeros_like(images[:1])))
     current = flatten_dict(dict(variables))
+    initial = flatten_dict(jax.jit(initialise)(jax.random.fold_in(key, _APART), jnp.zeros_like(images[:1])))
+    fresh = {place: initial[place] for place in current if place in initial}  # without what a network only sows
     owners = {path[1:-1] for path in current if path[0] == "params"}
     # A layer that is called twice has its place where it is called first.
     order = [path for path in layers.list_layers(model, variables, images) if "#" not in path]

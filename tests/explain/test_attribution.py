@@ -192,6 +192,17 @@ def test_a_class_that_is_not_there(method, classes):
             method(model, make()[1], IMAGES, classes=classes)
 
 
+def test_classes_within_jit():
+    model, variables = make()
+    expected = attribution.saliency(model, variables, IMAGES, 3)
+    inside = lambda x, given: attribution.saliency(model, variables, x, given)  # noqa: E731
+    for given in (3, [3, 3, 3]):
+        np.testing.assert_allclose(jax.jit(inside)(IMAGES, given), expected, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(lambda x, given=given: inside(x, given))(IMAGES), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="there is no class 4"):
+        jax.jit(lambda x: inside(x, 4))(IMAGES)
+
+
 @pytest.mark.parametrize("method", [attribution.guided_backpropagation, attribution.deconvnet])
 def test_a_network_without_rectifiers(method):
     model = nn.Sequential((nn.Conv(4, (3, 3)), nn.gelu, lambda x: x.mean((1, 2))))
@@ -284,6 +295,7 @@ class Rooted(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):
+        self.sow("intermediates", "seen", x)  # no part of the network
         x = nn.BatchNorm(not train, use_bias=False, use_scale=False, name="norm")(x)
         return nn.Dense(4, name="dense")(x.mean((1, 2))) * self.param("scale", nn.initializers.normal(), (4,))
 
@@ -295,7 +307,7 @@ def test_cascade_randomises_what_is_in_no_layer():
     assert (first, second) == ("dense", "the rest")
     assert (dense["params"]["scale"] == variables["params"]["scale"]).all()
     assert (everything["params"]["scale"] != variables["params"]["scale"]).all()
-    assert (everything["batch_stats"]["norm"]["mean"] == 0).all()
+    assert (everything["batch_stats"]["norm"]["mean"] == 0).all() and set(everything) == {"params", "batch_stats"}
 
 
 def test_cascade_gives_other_weights_than_the_first_ones():
