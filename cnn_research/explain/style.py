@@ -108,6 +108,22 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def shortened(text: str, letters: int) -> str:
+    """The text, or as much of its beginning as fits into so many letters, and "…"."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def scale_end(values: np.ndarray, percent: float) -> float:
+    """The magnitude at which a scale of colours ends: few are beyond it; the largest where most are 0, 1 where all are.
+
+    Args:
+        values: of any shape.
+        percent: so many of the magnitudes are within.
+    """
+    magnitudes = np.abs(values)
+    return float(np.percentile(magnitudes, percent)) or float(magnitudes.max()) or 1.0
+
+
 def percent_axis(axis: Axis) -> None:
     """Labels an axis of shares in percent, at round numbers."""
     axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
