@@ -130,10 +130,10 @@ def gallery_id(true: int, predicted: int) -> str:
 
 
 def _gallery_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs of classes whose images are shown: those that are right, if a table leads there; the most confused."""
+    """The pairs of classes whose images are shown: the most confused; those that are right, if a table leads there."""
     right = np.flatnonzero(np.diag(matrix)).tolist() if len(matrix) <= _TABLE_CLASSES else []
     wrong = metrics.most_confused(matrix, _GALLERIES - len(right))
-    return [(index, index) for index in right] + [(pair.true, pair.predicted) for pair in wrong]
+    return [(pair.true, pair.predicted) for pair in wrong] + [(index, index) for index in right]
 
 
 def _gallery(run: Run, true: int, predicted: int) -> dict[str, Any]:
