@@ -77,12 +77,13 @@ class Predictor:
     """A network that is ready for images. Make one by `from_workdir` or `from_zoo`.
 
     Attributes:
-        name: what it is, for titles.
+        name: what it is, for titles and files: of folders only the last part, so that it may leave this machine.
         model, variables: the Flax module, and {"params", "batch_stats"} on the device: for the functions of `explain`.
         classes: the names of the K logits.
         image_shape: (H, W, C) of the images that `logits` and `preprocess` take.
         mean, std: of `normalise`; one value or one a channel.
-        make_views: uint8[N, H, W, C] -> [V, N, h, w, C], of which the predictions are averaged.
+        make_views: uint8[N, H, W, C] -> [V, N, h, w, C], of which the predictions are averaged; h and w
+            are the size that the network sees.
         resizing: what brings images to `image_shape`: {"how", "interpolation"} of `data.resize`; None for nothing.
         batch_size: how many images are computed at once; fewer are padded to as many.
     """
@@ -97,13 +98,12 @@ class Predictor:
         image_shape: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
-        crop_size: int = 0,
         make_views: Callable[[jax.Array], jax.Array] = views.make_views,
         resizing: dict[str, str] | None = None,
         batch_size: int = 32,
         matmul_precision: str = "default",
     ):
-        """Takes the attributes, of which `crop_size` (pixels, 0 = whole images) is that of the views.
+        """Takes the attributes.
 
         Args:
             matmul_precision: as config.matmul_precision.
@@ -118,7 +118,6 @@ class Predictor:
         self.resizing = resizing
         self.batch_size = batch_size
         self.matmul_precision = None if matmul_precision == "default" else matmul_precision
-        self._crop_size = crop_size
         self._logits = jax.jit(self.compute)
 
     @classmethod
@@ -152,19 +151,18 @@ class Predictor:
             shape = size, size, shape[2]
         how = resizing or (config.dataset.resize if size else "")
         if resizing and shape[0] != shape[1]:
-            raise UserError(f"resizing={resizing!r} makes squares, but {path} takes images of {_size(shape)} pixels")
+            raise UserError(f"resizing by {resizing} makes squares, but {path} takes images of {_size(shape)} pixels")
         model = registry.create_model(
             config.model.name, len(dataset["classes"]), dtype=config.precision, **configs.model_fields(config)
         )
         return cls(
-            f"{config.model.name} of {path} at step {number}",
+            f"{config.model.name} of {files.resolved(path).name} at step {number}",
             model,
             variables,
             dataset["classes"],
             image_shape=shape,
             mean=dataset["mean"],
             std=dataset["std"],
-            crop_size=evaluation.crop_size,
             make_views=evaluation_views(evaluation),
             resizing=_resizing(how, config.dataset.interpolation),
             batch_size=batch_size or _batch_size(shape, config.eval_batch_size),
@@ -207,14 +205,13 @@ class Predictor:
         crop_size, _, channels = facts.image_shape
         size = round(crop_size * _SCALE)
         return cls(
-            f"{name} with the weights {path}",
+            f"{name} with the weights {path.name}",
             model,
             variables,
             classes or [f"class {index}" for index in range(model.num_classes)],
             image_shape=(size, size, channels),
             mean=facts.mean,
             std=facts.std,
-            crop_size=crop_size,
             make_views=functools.partial(views.make_views, crop_size=crop_size),
             resizing=_resizing(resizing, "bilinear"),
             batch_size=batch_size or _batch_size((size, size)),
@@ -224,8 +221,9 @@ class Predictor:
         """Says what images show.
 
         Args:
-            images: an array uint8[N, H, W, C] or [H, W, C]; or what `find_images` takes. Of any size if the predictor
-                resizes, else of `image_shape`; channels as the network has them, or of files any.
+            images: an array uint8[N, H, W, C] or [H, W, C], of NumPy, JAX or alike; several [H, W, C], which may differ
+                in size; or what `find_images` takes. Of any size if the predictor resizes, else of `image_shape`;
+                channels as the network has them, or of files any.
 
         Raises:
             UserError: there are none, or one can't be read or used. `stream` goes on with the others.
@@ -239,12 +237,7 @@ class Predictor:
             images: as for `predict`.
             on_error: is given what is wrong with an image, which is then left out; None raises it.
         """
-        if isinstance(images, np.ndarray):
-            images = images[None] if images.ndim == 3 else images
-            items = [(f"image {index}", image) for index, image in enumerate(images)]
-        else:
-            items = [(path, path) for path in find_images(images)]
-        before = None
+        items, before = _items(images), None
         with concurrent.futures.ThreadPoolExecutor(min(sources.count_cores(), 16)) as pool:
             for start in range(0, len(items), self.batch_size):
                 part = items[start : start + self.batch_size]
@@ -277,8 +270,7 @@ class Predictor:
         Raises:
             UserError: they are of another shape or type.
         """
-        self._require_images(images)
-        parts = []
+        images, parts = self._checked(images), []
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]
             batch = np.zeros((self.batch_size, *self.image_shape), np.uint8)
@@ -292,8 +284,22 @@ class Predictor:
         Raises:
             UserError: they are of another shape or type.
         """
-        self._require_images(images)
-        return step.normalise(views.make_views(jnp.asarray(images), self._crop_size)[0], self.mean, self.std)
+        return self.central_views(images)[1]
+
+    def central_views(self, images: np.ndarray) -> tuple[np.ndarray, jax.Array]:
+        """Cuts out what the network sees of images uint8[N, *image_shape]: for pictures beside what `explain` finds.
+
+        Returns:
+            The central views uint8[N, h, w, C], and as the network's input: normalised, float32[N, h, w, C].
+
+        Raises:
+            UserError: they are of another shape or type.
+        """
+        images = self._checked(images)
+        height, width = jax.eval_shape(self.make_views, images).shape[2:4]
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        pixels = images[:, top : top + height, left : left + width]
+        return pixels, step.normalise(jnp.asarray(pixels), self.mean, self.std)
 
     def compute(self, variables: Any, images: jax.Array) -> jax.Array:
         """`step.predict` with this network's settings: (variables, uint8[N, *image_shape]) -> logits float32[N, K].
@@ -334,7 +340,7 @@ class Predictor:
             return decode.to_array(image)
         if not self.resizing:
             sizes = f"it has {image.height}x{image.width} pixels, but the network takes {_size(self.image_shape)}"
-            raise UserError(f"{name}: {sizes}; resizing={' or '.join(HOW)} would bring it there")
+            raise UserError(f"{name}: {sizes}; --resize={' or '.join(HOW)} would bring it there (in Python resizing=)")
         return resize(image, self.image_shape[0], **self.resizing)
 
     def _dispatch(self, batch: np.ndarray) -> jax.Array:
@@ -342,10 +348,31 @@ class Predictor:
         with jax.default_matmul_precision(self.matmul_precision):
             return self._logits(self.variables, batch)
 
-    def _require_images(self, images: np.ndarray) -> None:
-        if np.shape(images)[1:] != self.image_shape or images.dtype != np.uint8:
+    def _checked(self, images: Any) -> np.ndarray:
+        images = np.asarray(images)
+        if images.shape[1:] != self.image_shape or images.dtype != np.uint8:
             wanted = ", ".join(map(str, self.image_shape))
-            raise UserError(f"images are {_kind(np.asarray(images))}, but uint8[N, {wanted}] is needed")
+            raise UserError(f"images are {_kind(images)}, but uint8[N, {wanted}] is needed")
+        return images
+
+
+def _items(images: Any) -> list[tuple[str, str | np.ndarray]]:
+    """Of what `Predictor.predict` takes each image, or its path, with its name."""
+    if _is_array(images):
+        arrays = np.asarray(images)
+        if arrays.ndim not in (3, 4):
+            raise UserError(f"images are {_kind(arrays)}, but uint8[N, H, W, C] or uint8[H, W, C] is needed")
+        arrays = arrays if arrays.ndim == 4 else arrays[None]
+    else:
+        arrays = [images] if isinstance(images, str | os.PathLike) else list(images)
+        if not any(map(_is_array, arrays)):
+            return [(path, path) for path in find_images(arrays)]
+    return [(f"image {index}", np.asarray(array)) for index, array in enumerate(arrays)]
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is one of NumPy, JAX or alike; NumPy's strings have dimensions too."""
+    return hasattr(value, "ndim") and not isinstance(value, str)
 
 
 def find_images(where: epath.PathLike | Sequence[epath.PathLike]) -> list[str]:

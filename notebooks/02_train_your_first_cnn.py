@@ -162,7 +162,7 @@ show(params)
 for number in range(1, 61):
     params, value = step(params, 0.001)
     if number % 10 == 0:
-        print(f"after {number + 1} steps: error {value:.4f}")
+        print(f"after {number} steps: error {value:.4f}")
 show(params)
 
 # %% [markdown]

@@ -89,14 +89,15 @@ predictor = Predictor.from_workdir(RUN)
 dataset = load_config(Path(RUN)).dataset
 test_set = open_source(dataset.name, dataset.test_split, dataset.data_dir)
 examples = test_set.__getitems__(range(min(256, len(test_set))))
-photos = np.stack([example["image"] for example in examples])
+predictions = predictor.predict([example["image"] for example in examples])
 labels = np.array([example["label"] for example in examples])
 model, variables = predictor.model, predictor.variables
-images = predictor.preprocess(photos)
+# What the network sees, and as its input: resized and cropped as the run does it, and normalised.
+photos, images = predictor.central_views(np.stack([prediction.image for prediction in predictions]))
 print(predictor.name, "tells apart", ", ".join(predictor.classes))
 
 # %%
-draw_card(photos[0], predictor.predict(photos[0])[0].top(4), predictor.classes[labels[0]])
+draw_card(predictions[0].image, predictions[0].top(4), predictor.classes[labels[0]])
 
 # %% [markdown]
 # ## Its layers
@@ -127,7 +128,8 @@ feature_figures.filters(features.filters(variables, CONVOLUTIONS[1]), CONVOLUTIO
 # %% [markdown]
 # ## Feature maps
 #
-# What the filters make of one image: red is positive, blue negative. The ReLU that follows leaves only the red.
+# What the filters make of one image: red is positive, blue negative. In the network trained above, batch
+# normalisation next scales and shifts each map by numbers of its own; the ReLU after it keeps what is then positive.
 
 # %%
 maps = activations(model, variables, images[:1], CONVOLUTIONS)
@@ -145,8 +147,8 @@ feature_figures.feature_maps(maps[CONVOLUTIONS[-1]][0], CONVOLUTIONS[-1])
 middle = {}
 for path in CONVOLUTIONS:
     view = features.receptive_field(model, variables, images, path)
-    center = [side // 2 for side in maps[path].shape[1:3]]
-    middle[path] = features.seen_box(view, center, images.shape[1:3])
+    centre = [side // 2 for side in maps[path].shape[1:3]]
+    middle[path] = features.seen_box(view, centre, images.shape[1:3])
 feature_figures.receptive_fields(photos[0], middle)
 
 # %% [markdown]

@@ -87,22 +87,22 @@ if not RUN:
     config.schedule.warmup = "10%"
     train(config, RUN)
 
-predictor = Predictor.from_workdir(RUN, resizing="stretch")  # so that it takes pictures of any size
 dataset = load_config(Path(RUN)).dataset
+predictor = Predictor.from_workdir(RUN, resizing=dataset.resize)  # so that it takes pictures of any size
 test_set = open_source(dataset.name, dataset.test_split, dataset.data_dir)
 model, variables, classes = predictor.model, predictor.variables, predictor.classes
 print(predictor.name, "tells apart", ", ".join(classes))
 
 # %%
 examples = test_set.__getitems__(range(4))
-photos = np.stack([example["image"] for example in examples])
-predictions = predictor.predict(photos)
+predictions = predictor.predict([example["image"] for example in examples])
 titles, correct = [], []
 for example, prediction in zip(examples, predictions, strict=True):
     (name, confidence), truth = prediction.top(1)[0], classes[example["label"]]
     titles.append(f"{name} {confidence:.0%}" + ("" if name == truth else f" · true: {truth}"))
     correct.append(name == truth)
-images = predictor.preprocess(photos)
+# What the network sees, and as its input: resized and cropped as the run does it, and normalised.
+photos, images = predictor.central_views(np.stack([prediction.image for prediction in predictions]))
 
 # %% [markdown]
 # ## Where is the evidence?
@@ -188,9 +188,9 @@ mine = predictor.predict(boat(128))[0] if predictor.image_shape[2] == 3 else pre
 draw_card(mine.image, mine.top(4))
 
 # %%
-mine_input = predictor.preprocess(mine.image[None])
+mine_photo, mine_input = predictor.central_views(mine.image[None])
 overlay.attributions(
-    mine.image[None],
+    mine_photo,
     {name: attribution.grad_cam(model, variables, mine_input, classes=i) for i, name in enumerate(classes[:5])},
     ["Grad-CAM of each class"],
 )

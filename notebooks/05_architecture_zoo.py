@@ -45,6 +45,7 @@ import jax
 
 from cnn_research.config import base_config
 from cnn_research.explain import zoo
+from cnn_research.inference import Predictor
 from cnn_research.models.layer_table import layer_table
 from cnn_research.models.registry import create_model, list_models, model_facts
 from cnn_research.training.loop import train
@@ -152,9 +153,8 @@ discs = []
 print(f"{'network':14} {'accuracy':>9} {'parameters':>11} {'mult-adds':>12} {'images/s':>9} {'seconds':>8}")
 for title in NETWORKS:
     results = train(experiment(title), f"{WORKDIR}/{title}")
-    channels = 1 if DATASET == "digits" else 3
-    num_classes = 10 if DATASET == "digits" else 4
-    table = layer_table(build(title, num_classes), (IMAGE_SIZE, IMAGE_SIZE, channels))
+    trained = Predictor.from_workdir(f"{WORKDIR}/{title}")
+    table = layer_table(trained.model, trained.image_shape)
     accuracy, speed, seconds = results["test"]["accuracy"], results["examples_per_second"], results["train_seconds"]
     print(f"{title:14} {accuracy:9.3f} {table.parameters:11,} {table.macs:12,} {speed:9,.0f} {seconds:8.1f}")
     discs.append(zoo.Network(title, title, accuracy, table.macs / 1e9, table.parameters))

@@ -89,9 +89,11 @@ predictor = Predictor.from_workdir(RUN)
 dataset, classes = load_config(Path(RUN)).dataset, predictor.classes
 test_set = open_source(dataset.name, dataset.test_split, dataset.data_dir)
 examples = test_set.__getitems__(range(min(1000, len(test_set))))
-photos = np.stack([example["image"] for example in examples])
 labels = np.array([example["label"] for example in examples])
-probabilities = np.array([prediction.confidences for prediction in predictor.predict(photos)])
+predictions = predictor.predict([example["image"] for example in examples])
+probabilities = np.array([prediction.confidences for prediction in predictions])
+# What the network sees, and as its input: resized and cropped as the run does it, and normalised.
+photos, images = predictor.central_views(np.stack([prediction.image for prediction in predictions]))
 
 
 def show(indices, title):
@@ -149,7 +151,7 @@ figures.reliability(metrics.calibration(probabilities, labels), accuracy)
 # it. In the plane (t-SNE), classes are islands, and what lies between two islands is hard to tell.
 
 # %%
-features = embedding.features(predictor.model, predictor.variables, np.asarray(predictor.preprocess(photos)))
+features = embedding.features(predictor.model, predictor.variables, np.asarray(images))
 few = slice(0, 400)
 embedding_map(embedding.project(features[few], "tsne", seed=SEED), labels[few], classes, photos[few])
 

@@ -22,8 +22,8 @@ from cnn_research.models import registry
 def predictor(name="convnet", shape=(8, 8, 1), batch_size=32, num_classes=4, fields=None, **settings):
     """A network with arbitrary variables."""
     model = registry.create_model(name, num_classes, **fields or {})
-    seen = (settings["crop_size"],) * 2 + shape[2:] if "crop_size" in settings else shape
-    images = jax.ShapeDtypeStruct((1, *seen), jnp.float32)
+    seen = jax.eval_shape(settings.get("make_views", views.make_views), np.zeros((1, *shape), np.float32)).shape[1:]
+    images = jax.ShapeDtypeStruct(seen, jnp.float32)
     like = jax.eval_shape(model.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
 
@@ -44,7 +44,6 @@ NETWORKS = {
         "fields": {"filters": (4, 8), "dense": ()},
         "shape": (9, 10, 3),
         "mean": (0.1, 0.2, 0.3),
-        "crop_size": 8,
         "make_views": lambda images: views.make_views(images, crop_size=8, crops="ten"),
         "resizing": {"how": "crop", "interpolation": "bicubic"},
     },

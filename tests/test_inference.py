@@ -147,7 +147,9 @@ def test_views_are_averaged_and_preprocess_gives_the_central_one(runs):
     predictor = Predictor.from_workdir(runs("ten crops"))
     assert predictor.image_shape == (8, 8, 1)  # the images of the run, not the 6x6 that the network sees
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
-    x = predictor.preprocess(image)
+    pixels, x = predictor.central_views(image)
+    np.testing.assert_array_equal(pixels, image[:, 1:7, 1:7])
+    np.testing.assert_array_equal(predictor.preprocess(image), x)
     np.testing.assert_allclose(x, (image[:, 1:7, 1:7] / 255 - 0.3) / 0.4, rtol=1e-5, atol=1e-6)
     crops = [image[:, t : t + 6, left : left + 6] for t, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))]
     crops += [crop[:, :, ::-1] for crop in crops]
@@ -189,6 +191,39 @@ def test_any_number_of_images(predictor, count):
     assert [p.name for p in predictor.predict(images)] == [f"image {i}" for i in range(count)]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [jnp.asarray, list, lambda images: map(jnp.asarray, images), lambda images: [images[0], images[1].repeat(3, 1)]],
+    ids=["jax", "list", "iterator", "sizes"],
+)
+def test_whatever_is_like_an_array(workdir, given):
+    """Stretching an image of one value, which is the second, changes nothing but its size."""
+    predictor = Predictor.from_workdir(workdir, resizing="stretch")
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    images[1] = 7
+    found = predictor.predict(given(images))
+    assert [each.name for each in found] == ["image 0", "image 1"]
+    np.testing.assert_array_equal([each.image for each in found], images)
+    np.testing.assert_array_equal([each.logits for each in found], predictor.logits(jnp.asarray(images)))
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (
+            np.zeros((8, 8), np.uint8),
+            r"images are uint8\[8, 8\], but uint8\[N, H, W, C\] or uint8\[H, W, C\] is needed",
+        ),
+        (jnp.zeros((1, 1, 8, 8, 1), jnp.uint8), r"images are uint8\[1, 1, 8, 8, 1\], but"),
+        ([np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8)], r"image 1: uint8\[8, 8\], but uint8\[H, W, 1\]"),
+        ([np.zeros((8, 8, 1), np.uint8), "a.png"], r"image 1: <U5\[\], but uint8\[H, W, 1\]"),
+    ],
+)
+def test_arrays_of_other_dimensions(predictor, images, expected):
+    with pytest.raises(UserError, match=f"^{expected}[^\n]*$"):
+        predictor.predict(images)
+
+
 def test_a_broken_image_is_told_and_the_others_keep_their_logits(predictor, pictures):
     whole = {p.name: p.logits for p in predictor.predict(pictures)}
     broken = [pictures / "odd" / "3.png", pictures / "odd" / "text.png", pictures / "gone.png"]
@@ -210,7 +245,7 @@ def test_a_broken_image_is_told_and_the_others_keep_their_logits(predictor, pict
     }
     for text, (path, reason) in zip(told, expected.items(), strict=True):
         assert text.startswith(f"{path}: ") and reason in text
-    assert "8x8" in told[2] and "stretch or crop" in told[2]
+    assert "8x8" in told[2] and "stretch or crop" in told[2] and "--resize" in told[2] and "resizing=" in told[2]
     with pytest.raises(UserError, match="truncated"):
         predictor.predict(pictures / "odd")
 
@@ -231,7 +266,7 @@ def test_checkpoints_of_a_run(workdir, tmp_path):
     np.testing.assert_array_equal(logits["latest"], logits[6])
     np.testing.assert_array_equal(logits["best"], logits[3])
     predictor = Predictor.from_workdir(tmp_path)
-    assert predictor.name == f"convnet of {tmp_path} at step 6" and predictor.classes == tuple("0123456789")
+    assert predictor.name == f"convnet of {tmp_path.name} at step 6" and predictor.classes == tuple("0123456789")
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -254,7 +289,7 @@ MISTAKES = {
     "empty folder": (lambda p: find_images(p / "empty"), ["no images in the folder {tmp}/empty", ".png"]),
     "folder of text": (lambda p: find_images([p / "run"]), ["no images in the folder {tmp}/run"]),
     "pattern without matches": (lambda p: find_images(f"{p}/*.jpeg"), ["no image matches", "*.jpeg"]),
-    "no run": (lambda p: Predictor.from_workdir(p / "gone"), ["workdir {tmp}/gone", "no latest checkpoint"]),
+    "no run": (lambda p: Predictor.from_workdir(p / "gone"), ["workdir {tmp}/gone: there is no such folder"]),
     "no checkpoint": (lambda p: Predictor.from_workdir(p / "run"), ["workdir {tmp}/run", "no latest checkpoint"]),
     "unknown network": (lambda p: Predictor.from_zoo("resnet_50", p / "x"), ["resnet_50", "did you mean 'resnet50'"]),
     "missing weights": (lambda p: Predictor.from_zoo("resnet18", p / "x.pth"), ["{tmp}/x.pth", "No such file"]),
@@ -335,6 +370,7 @@ def test_zoo(weights, tmp_path):
     rng = np.random.default_rng(1)
     Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     predictor = Predictor.from_zoo("resnet18", path, batch_size=1)
+    assert predictor.name == "resnet18 with the weights resnet18.safetensors"
     (prediction,) = predictor.predict(tmp_path / "photo.png")
     # torchvision's protocol by hand: 400x300 -> 341x256, the central 224.
     photo = Image.open(tmp_path / "photo.png").resize((341, 256), Image.Resampling.BILINEAR)
@@ -344,7 +380,10 @@ def test_zoo(weights, tmp_path):
     expected = model.apply(variables, x[None].astype(np.float32), train=False)[0]
     np.testing.assert_allclose(prediction.logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     assert set(predictor.classes) == {f"class {index}" for index in range(7)}
-    assert predictor.preprocess(prediction.image[None]).shape == (1, 224, 224, 3)
+    pixels, inputs = predictor.central_views(prediction.image[None])
+    assert prediction.image.shape == (256, 256, 3) and inputs.shape == (1, 224, 224, 3)
+    np.testing.assert_allclose(pixels[0], photo.crop((left, top, left + 224, top + 224)))
+    np.testing.assert_allclose(inputs[0], x, rtol=1e-4, atol=1e-5)
 
 
 def test_zoo_with_names_of_classes(weights, tmp_path):

@@ -5,9 +5,12 @@
 
 All functions take any Flax Linen module, its variables and preprocessed images float[N, H, W, C], explain the logit of
 a class (not its probability, which changes with all the others), and may be called within `jax.jit`. They normalise
-nothing: a map of zeros stays one, and `overlay` says so.
+nothing: a map of zeros stays one, and `overlay` says so. They raise ValueError where images aren't float[N, H, W, C],
+where the network returns no logits, and where it has no such class, unless the classes are traced.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,16 +20,37 @@ import numpy as np
 from flax import linen as nn
 
 from cnn_research.explain import layers, rectifiers
-from cnn_research.explain.compiled import compiled
+from cnn_research.explain.compiled import Function, compiled
 
 Variables = layers.Variables
 Score = Callable[[jax.Array], jax.Array]
 
 
+def _of_classes(*static: str) -> Callable[[Function], Function]:
+    """`compiled`, for a function of a network, images and classes: with ValueError for a class that isn't there.
+
+    Classes that are traced, within the caller's `jax.jit`, can't be checked.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature, compiled_function = inspect.signature(function), compiled(*static)(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> jax.Array:
+            given = signature.bind(*args, **kwargs).arguments
+            if given.get("classes") is not None:
+                check_classes(given["model"], given["variables"], given["images"], given["classes"])
+            return compiled_function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 # -- class activation maps
 
 
-@compiled("layer")
+@_of_classes("layer")
 def grad_cam(
     model: nn.Module, variables: Variables, images: jax.Array, layer: str | None = None, classes: Any = None
 ) -> jax.Array:
@@ -49,7 +73,7 @@ def grad_cam(
     return nn.relu((weights * maps).sum(-1))
 
 
-@compiled("layer")
+@_of_classes("layer")
 def grad_cam_plus_plus(
     model: nn.Module, variables: Variables, images: jax.Array, layer: str | None = None, classes: Any = None
 ) -> jax.Array:
@@ -85,7 +109,7 @@ def _maps_and_gradients(
 # -- gradients with respect to the pixels
 
 
-@compiled()
+@_of_classes()
 def saliency(model: nn.Module, variables: Variables, images: jax.Array, classes: Any = None) -> jax.Array:
     """The largest absolute gradient of a pixel's channels: Simonyan et al. 2014, section 3.1.
 
@@ -100,7 +124,7 @@ def saliency(model: nn.Module, variables: Variables, images: jax.Array, classes:
     return jnp.abs(_pixel_gradients(model, variables, images, _score(classes))).max(-1)
 
 
-@compiled("samples")
+@_of_classes("samples")
 def smooth_grad(
     model: nn.Module,
     variables: Variables,
@@ -130,7 +154,7 @@ def smooth_grad(
     return jnp.abs(_gradients_of_copies(model, variables, copies, classes).mean(0)).max(-1)
 
 
-@compiled("steps")
+@_of_classes("steps")
 def integrated_gradients(
     model: nn.Module,
     variables: Variables,
@@ -161,7 +185,7 @@ def integrated_gradients(
     return (way * gradients.mean(0)).sum(-1)
 
 
-@compiled()
+@_of_classes()
 def completeness_error(
     model: nn.Module,
     variables: Variables,
@@ -183,7 +207,7 @@ def completeness_error(
     return jnp.abs(attributions.sum((1, 2)) - difference) / jnp.abs(difference)
 
 
-@compiled("layer", "channel")
+@_of_classes("layer", "channel")
 def guided_backpropagation(
     model: nn.Module,
     variables: Variables,
@@ -206,12 +230,12 @@ def guided_backpropagation(
         float[N, H, W, C].
 
     Raises:
-        ValueError: no such layer or channel.
+        ValueError: no such layer or channel, one of them without the other, or a network without rectifiers.
     """
     return _rectified_gradients(model, variables, images, classes, layer, channel, rectifiers.guided)
 
 
-@compiled("layer", "channel")
+@_of_classes("layer", "channel")
 def deconvnet(
     model: nn.Module,
     variables: Variables,
@@ -242,16 +266,26 @@ def _rectified_gradients(
     rule: rectifiers.Rule,
 ) -> jax.Array:
     layers.check_images(images)
+    if (layer is None) != (channel is None):
+        raise ValueError(f"layer and channel go together, got layer={layer!r} and channel={channel!r}")
+    found = []
+
+    def noted(x: jax.Array) -> jax.Array:
+        found.append(True)
+        return rule(x)
 
     def score(images: jax.Array) -> jax.Array:
         if layer is None:
             return _score(classes)(layers.apply(model, variables, images)).sum()
         values = layers.activations(model, variables, images, [layer])[layer]
-        if channel is None or not 0 <= channel < values.shape[-1]:
+        if not 0 <= channel < values.shape[-1]:
             raise ValueError(f"{layer} has channels 0 to {values.shape[-1] - 1}, got channel={channel}")
         return values[..., channel].reshape(len(values), -1).max(-1).sum()
 
-    return jax.grad(rectifiers.replace(score, rule))(images)
+    gradients = jax.grad(rectifiers.replace(score, noted))(images)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no rectifiers, max(x, 0), and so these are its plain gradients")
+    return gradients
 
 
 def _pixel_gradients(model: nn.Module, variables: Variables, images: jax.Array, score: Score) -> jax.Array:
@@ -269,7 +303,7 @@ def _gradients_of_copies(model: nn.Module, variables: Variables, copies: jax.Arr
 # -- occlusion
 
 
-@compiled("size", "stride")
+@_of_classes("size", "stride")
 def occlusion(
     model: nn.Module,
     variables: Variables,
@@ -320,8 +354,24 @@ def occlusion(
 # -- classes
 
 
+@compiled()
+def _logits(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
+    return layers.check_logits(layers.apply(model, variables, images))
+
+
+def check_classes(model: nn.Module, variables: Variables, images: jax.Array, classes: Any) -> None:
+    """Raises ValueError if one isn't a class of the network: indices out of range would give NaN, or zeros."""
+    if any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(classes)):
+        return
+    count = jax.eval_shape(functools.partial(_logits, model), variables, images).shape[-1]
+    wrong = [int(each) for each in np.ravel(classes) if not 0 <= each < count]
+    if wrong:
+        raise ValueError(f"there is no class {wrong[0]}: the network has {count}, from 0 to {count - 1}")
+
+
 def _chosen(logits: jax.Array, classes: Any) -> jax.Array:
     """int[N]: those asked for, or the predicted ones."""
+    layers.check_logits(logits)
     return jnp.argmax(logits, -1) if classes is None else jnp.broadcast_to(jnp.asarray(classes), logits.shape[:1])
 
 

@@ -37,22 +37,18 @@ def draw_card(image: np.ndarray, top: Sequence[tuple[str, float]], truth: str | 
 
     name, confidence = top[0]
     right = truth in (None, name)
-    title = f"{_shortened(name)} {100 * confidence:.0f} %"
+    title = f"{style.shortened(name, _LONGEST)} {100 * confidence:.0f} %"
     if not right:
-        true = f"true: {_shortened(truth)}"
+        true = f"true: {style.shortened(truth, _LONGEST)}"
         title += ("\n" if len(title + true) > _LONGEST_TITLE else " · ") + true
     figure.suptitle(title, color=style.INK if truth is None else style.RIGHT if right else style.WRONG)
     values, places = [value for _, value in top], np.arange(len(top))
     drawn = bars.barh(places, values, color=[style.color(0)] + [style.INK] * (len(top) - 1), height=0.66)
     bars.bar_label(drawn, [style.percent(value) for value in values], padding=3, fontsize=8)
-    bars.set_yticks(places, [_shortened(name) for name, _ in top])
+    bars.set_yticks(places, [style.shortened(name, _LONGEST) for name, _ in top])
     bars.set_ylim(max(len(top), 3) - 0.4, -0.6)  # the most likely on top; a single bar stays a bar
     bars.set_xlim(0, 1.18)  # room for the label of a full bar
     bars.set_xticks([])
     bars.tick_params(axis="y", length=0)
     bars.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"

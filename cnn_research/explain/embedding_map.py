@@ -46,16 +46,8 @@ def embedding_map(
     if images is not None:
         for index in _apart(points, 1.15 * side):
             x, y = points[index]
-            image = np.asarray(images[index])
-            grey = image.ndim == 2 or image.shape[2] == 1
-            axes.imshow(
-                image.reshape(image.shape[:2]) if grey else image,
-                extent=(x - side / 2, x + side / 2, y - side / 2, y + side / 2),
-                cmap="gray",
-                vmin=0,
-                vmax=255 if image.dtype == np.uint8 else 1,
-                zorder=3,
-            )
+            extent = (x - side / 2, x + side / 2, y - side / 2, y + side / 2)
+            style.show_image(axes, np.asarray(images[index]), extent=extent, zorder=3)
             look = {"fill": False, "edgecolor": style.color(labels[index]), "linewidth": 1.4, "zorder": 4}
             axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, **look))
     axes.set(xlim=(low[0] - side, high[0] + side), ylim=(low[1] - side, high[1] + side))
@@ -106,7 +98,7 @@ def embedding_html(
 ) -> str:
     """The map as an element of a page, in which the picture under the pointer is shown.
 
-    About 1 kB a point. In a notebook: `IPython.display.HTML(embedding_html(..., include_plotlyjs="cdn"))`.
+    Half a kilobyte a point. In a notebook: `IPython.display.HTML(embedding_html(..., include_plotlyjs="cdn"))`.
 
     Args:
         points: float[N, 2].

@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 
 from cnn_research.explain.features import Exciting, strongest_channels
 from cnn_research.explain.overlay import draw_photo, photo_grid
+from cnn_research.explain.style import scale_end
 
 _CLIP = 99.8  # percent: outliers beyond have the colour of this
 # Okabe & Ito's colours, which everybody can tell apart.
@@ -29,7 +30,7 @@ def filters(kernel: Any, title: str = "", most: int = 64) -> Figure:
     """
     kernel = np.asarray(kernel, np.float32)
     inputs, outputs = kernel.shape[2:]
-    limit = float(np.percentile(np.abs(kernel), _CLIP)) or 1.0
+    limit = scale_end(kernel, _CLIP)
     if inputs in (1, 3):
         order = strongest_channels(kernel, most)
         tiles = np.moveaxis(kernel[..., order], -1, 0)  # [out, kh, kw, in]
@@ -68,7 +69,7 @@ def feature_maps(maps: Any, title: str = "", most: int = 16) -> Figure:
     """
     maps = np.asarray(maps, np.float32)
     order = strongest_channels(maps, most)
-    limit = float(np.percentile(np.abs(maps[..., order]), _CLIP)) or 1.0
+    limit = scale_end(maps[..., order], _CLIP)
     columns = min(8, len(order))
     rows = -(-len(order) // columns)
     figure, grid = photo_grid(rows, columns, panel=0.95, above=0.17, aside=0.5, head=0.25)

@@ -65,7 +65,7 @@ def values_and_gradients(
         {path: (values [N, ...], gradients [N, ...])}, in the order of `paths`.
 
     Raises:
-        ValueError: the network has no such layer.
+        ValueError: the network has no such layer, or doesn't return logits.
     """
     found = _values_and_gradients(model, variables, images, jnp.asarray(labels), tuple(paths))
     return dict(zip(paths, found, strict=True))
@@ -78,6 +78,7 @@ def _values_and_gradients(
     """As a list, because `jax.jit` sorts dictionaries."""
 
     def loss(logits: jax.Array) -> jax.Array:
+        layers.check_logits(logits)
         return -jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
     return [layers.value_and_gradient(model, variables, images, path, loss)[1:] for path in paths]

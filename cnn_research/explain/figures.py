@@ -248,49 +248,6 @@ def reliability(calibration: Calibration, accuracy: Accuracy) -> Figure:
     return figure
 
 
-@style.styled
-def histograms(values: Mapping[str, np.ndarray], columns: int = 4, bins: int = 60) -> Figure:
-    """A panel for each array: how its values are distributed, with their mean, deviation and share of zeros.
-
-    The range of each panel leaves out the outermost thousandth on either side, and counts are drawn on a logarithmic
-    scale: a few large gradients and a heap of zeros behind a ReLU would hide everything else.
-
-    Args:
-        values: by title, arrays of any shape, such as a layer's activations.
-        columns: panels in a row, at most.
-        bins: of each.
-
-    Raises:
-        ValueError: there is nothing to draw, or an array is empty or isn't finite.
-    """
-    if not values:
-        raise ValueError("no values to draw histograms of")
-    columns = min(columns, len(values))
-    rows = math.ceil(len(values) / columns)
-    figure = style.figure(2.6 * columns, 1.9 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(values) :]:
-        axes.remove()
-    for axes, (title, array) in zip(grid, values.items(), strict=False):
-        array = np.asarray(array, np.float32).ravel()
-        if not array.size or not np.isfinite(array).all():
-            raise ValueError(f"{title}: expected finite values, got {np.isfinite(array).sum()} of {array.size}")
-        low, high = np.quantile(array, (0.001, 0.999))
-        limits = (low, high) if low < high else (low - 0.5, low + 0.5)
-        axes.hist(array, bins=bins, range=limits, color=style.color(0), log=True)
-        zeros = np.mean(array == 0)
-        note = f"{array.mean():.2g} ± {array.std():.2g}" + (f"\n{style.percent(zeros)} zeros" if zeros > 0.001 else "")
-        axes.text(0.98, 0.97, note, transform=axes.transAxes, ha="right", va="top", fontsize=7)
-        axes.set_title(title, fontsize=8)
-        axes.tick_params(which="both", labelsize=7)
-        axes.set_ylim(top=axes.get_ylim()[1] * 4)  # room for the note
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
-        axes.ticklabel_format(axis="x", scilimits=(-2, 3))
-        axes.xaxis.get_offset_text().set_fontsize(7)
-        axes.yaxis.set_minor_locator(ticker.NullLocator())
-    return figure
-
-
 def _say(figure: Figure, axes: Axes, text: str) -> Figure:
     """An empty figure that says why it is empty."""
     axes.set_axis_off()

@@ -32,9 +32,9 @@ def captions(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[st
     found = []
     for row, label in zip(probabilities, labels, strict=True):
         predicted = int(row.argmax())
-        said = f"{_short(classes[predicted], 12)} {100 * row[predicted]:.0f} %"
+        said = f"{style.shortened(classes[predicted], 12)} {100 * row[predicted]:.0f} %"
         right = predicted == label
-        found.append(Caption(said if right else f"{said}\ntrue: {_short(classes[label], 12)}", right))
+        found.append(Caption(said if right else f"{said}\ntrue: {style.shortened(classes[label], 12)}", right))
     return found
 
 
@@ -67,12 +67,8 @@ def gallery(images: Sequence[np.ndarray], captions: Sequence[Caption], *, column
         axes = figure.add_axes((x / width, y / height, _PICTURE / width, _PICTURE / height))
         style.show_image(axes, np.asarray(image))
         color = style.INK if caption.right is None else style.RIGHT if caption.right else style.WRONG
-        text = "\n".join(_short(line, _LETTERS) for line in caption.text.split("\n"))
+        text = "\n".join(style.shortened(line, _LETTERS) for line in caption.text.split("\n"))
         axes.text(0.5, -0.04, text, fontsize=7.5, color=color, ha="center", va="top", transform=axes.transAxes)
     if title:
         figure.text(0.08 / width, 1 - 0.08 / height, title, fontsize=10, fontweight="bold", va="top")
     return figure
-
-
-def _short(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"

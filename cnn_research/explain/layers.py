@@ -26,7 +26,10 @@ Variables = Mapping[str, Any]
 # In the collections; no module can have such a name, as theirs are Python's.
 _INPUT, _OUTPUT, _TAP = "(input)", "(output)", "(tap)"
 # What networks call the choice between training and evaluation, and which value means evaluation.
-_EVALUATION = {"train": False, "training": False, "is_training": False, "deterministic": True}
+_EVALUATION = {
+    **dict.fromkeys(("train", "training", "is_train", "is_training"), False),
+    **dict.fromkeys(("deterministic", "use_running_average"), True),
+}
 
 
 def apply(model: nn.Module, variables: Variables, images: jax.Array, **kwargs: Any) -> Any:
@@ -39,11 +42,24 @@ def apply(model: nn.Module, variables: Variables, images: jax.Array, **kwargs: A
         **kwargs: of `model.apply`.
 
     Raises:
-        ValueError: the images aren't float[N, H, W, C], or the network's weights are for images of another size.
+        ValueError: the images aren't float[N, H, W, C], the network's weights are for images of another size, or it
+            needs further arguments.
     """
     check_images(images)
-    arguments = inspect.signature(type(model).__call__).parameters
+    arguments = inspect.signature(model.__call__).parameters
     flags = {name: value for name, value in _EVALUATION.items() if name in arguments}
+    further = [
+        name
+        for name, argument in list(arguments.items())[1:]
+        if argument.default is argument.empty
+        and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        and name not in flags
+    ]
+    if further:
+        raise ValueError(
+            f"{type(model).__name__} needs {', '.join(further)} besides images: wrap it in a module that is called "
+            "with images alone and passes the rest to it"
+        )
     try:
         return model.apply(variables, images, **flags, **kwargs)
     except flax.errors.ScopeParamShapeError as error:
@@ -55,6 +71,14 @@ def check_images(images: Any) -> None:
     """Raises ValueError unless images are float[N, H, W, C]."""
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are float[N, H, W, C], preprocessed; got {images.dtype}{list(images.shape)}")
+
+
+def check_logits(result: Any) -> jax.Array:
+    """What a network returns, if it is logits [N, K]; else raises ValueError."""
+    if not isinstance(result, jax.Array) or result.ndim != 2:
+        what = f"an array {list(result.shape)}" if isinstance(result, jax.Array) else f"a {type(result).__name__}"
+        raise ValueError(f"the network returns {what}; wrap it in a module that returns logits [N, K]")
+    return result
 
 
 def list_layers(model: nn.Module, variables: Variables, images: Any) -> dict[str, tuple[int, ...]]:
@@ -152,7 +176,10 @@ def value_and_gradient(
         if calls != int(number or 1):
             return call(*args, **kwargs)
         if is_input:
-            return call(_tapped(module, args[0]), *args[1:], **kwargs)
+            if args:
+                return call(_tapped(module, args[0]), *args[1:], **kwargs)
+            first = next(iter(kwargs))
+            return call(**kwargs | {first: _tapped(module, kwargs[first])})
         return _tapped(module, call(*args, **kwargs))
 
     def scored(tap: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -182,14 +209,15 @@ def _look(
     calls: dict[str, int] = {}
 
     def look(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        if not _is_layer(context) or not args or not isinstance(args[0], jax.Array):
+        given = next(iter((*args, *kwargs.values())), None)  # by its place or by its name
+        if not _is_layer(context) or not isinstance(given, jax.Array):
             return call(*args, **kwargs)
         value = call(*args, **kwargs)
         if isinstance(value, jax.Array):
             path = "/".join(context.module.path)
             calls[path] = calls.get(path, 0) + 1
             order.append(_numbered(path, calls[path]))
-            context.module.sow("explain", _INPUT, args[0])
+            context.module.sow("explain", _INPUT, given)
             context.module.sow("explain", _OUTPUT, value)
         return value
 

@@ -14,6 +14,8 @@ import plotly.graph_objects as go
 from flax import linen as nn
 
 from cnn_research.explain import layers as explain_layers
+from cnn_research.explain import style
+from cnn_research.explain.features import strongest_channels
 
 _LEVELS = 255  # of colour: an activation as a byte keeps the figure small, and no eye sees more
 _SIDE = 32  # pixels: larger maps are averaged down to this
@@ -68,7 +70,7 @@ def network3d(
     batch = jnp.asarray(image)[None]
     paths = list(layers) if layers is not None else default_layers(model, variables, batch)
     values = explain_layers.activations(model, variables, batch, paths)
-    logits = explain_layers.apply(model, variables, batch)
+    logits = explain_layers.check_logits(explain_layers.apply(model, variables, batch))
     probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))[0]
     names = [str(name) for name in (classes if classes is not None else range(len(probabilities)))]
     if len(names) != len(probabilities):
@@ -78,7 +80,7 @@ def network3d(
     labels = [("image", _times(np.shape(image)[:2]))]
     for place, (path, value) in enumerate(values.items(), start=1):
         value = np.asarray(value[0], np.float32)
-        tiles = strongest(value, channels) if value.ndim == 3 else _unit_tile(value)
+        tiles = _map_tiles(value, channels) if value.ndim == 3 else _unit_tile(value)
         traces.append(_layer_trace(path, place, tiles))
         shown = (
             f"{len(tiles)} of {value.shape[-1]}, {_times(value.shape[:2])}"
@@ -113,12 +115,6 @@ def default_layers(model: nn.Module, variables: Mapping[str, Any], images: Any) 
     return [path for path in shapes if path in chosen]
 
 
-def strongest(maps: np.ndarray, count: int) -> np.ndarray:
-    """The channels of most energy: [h, w, c] -> [count or fewer, h, w], the strongest first."""
-    order = np.argsort(-np.mean(np.square(maps), axis=(0, 1)), kind="stable")[:count]
-    return np.moveaxis(maps[..., order], -1, 0)
-
-
 # -- traces: x is the depth of a layer, y is across to the right, z is up
 
 
@@ -135,7 +131,7 @@ def _layer_trace(path: str, place: int, tiles: np.ndarray) -> go.Mesh3d:
     """The maps of a layer, [n, h, w], in a square of tiles."""
     tiles = _shrunk(tiles)
     signed = tiles.min() < 0
-    top = float(np.percentile(np.abs(tiles), _CLIP)) or 1.0  # a few extremes would leave all else pale
+    top = style.scale_end(tiles, _CLIP)  # a few extremes would leave all else pale
     bottom = -top if signed else 0.0
     levels = np.rint(np.clip((tiles - bottom) / (top - bottom), 0, 1) * _LEVELS).astype(np.uint8)
     colours = _SIGNED if signed else _POSITIVE
@@ -221,6 +217,11 @@ def _shrunk(tiles: np.ndarray) -> np.ndarray:
     return cut.reshape(len(tiles), height, min(factor, cut.shape[1]), width, min(factor, cut.shape[2])).mean((2, 4))
 
 
+def _map_tiles(maps: np.ndarray, most: int) -> np.ndarray:
+    """The channels of most energy: [h, w, c] -> [at most `most`, h, w], the strongest first."""
+    return np.moveaxis(maps[..., strongest_channels(maps, most)], -1, 0)
+
+
 def _unit_tile(values: np.ndarray) -> np.ndarray:
     """A vector of units as one nearly square tile [1, h, w]; what is left of the last row is zero."""
     values = values.reshape(-1)
@@ -276,6 +277,7 @@ def _layout(count: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": style.INK},  # legible on light and on dark pages
         "showlegend": False,
         "height": 420,
     }

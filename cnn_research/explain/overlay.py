@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cnn_research.explain.style import scale_end
+
 _PANEL = 1.7  # inches
 _FAINT, _STRONG = 0.0, 0.85  # opacity of no heat and of the most
 _CLIP = 99.5  # percent: what is beyond has the colour of this
@@ -137,7 +139,7 @@ def _draw_map(axes: Axes, photo: np.ndarray, heat: np.ndarray) -> None:
 
 def _heat_layer(heat: np.ndarray) -> np.ndarray:
     """Colours with opacity: float[h, w, 4]."""
-    most = np.percentile(np.abs(heat), _CLIP) or np.abs(heat).max() or 1.0
+    most = scale_end(heat, _CLIP)
     strength = np.clip(np.abs(heat) / most, 0, 1)
     if (heat < 0).any():
         layer = matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * np.clip(heat / most, -1, 1))
@@ -149,7 +151,7 @@ def _heat_layer(heat: np.ndarray) -> np.ndarray:
 
 def as_picture(values: np.ndarray) -> np.ndarray:
     """Values around 0, such as gradients [H, W, C], as colours around grey: float[H, W, C] in [0, 1]."""
-    most = np.percentile(np.abs(values), _CLIP) or np.abs(values).max() or 1.0
+    most = scale_end(values, _CLIP)
     return np.clip(0.5 + 0.5 * values / most, 0, 1)
 
 

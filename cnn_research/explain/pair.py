@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from cnn_research.explain import layers
+from cnn_research.explain.attribution import check_classes
 
 Variables = layers.Variables
 
@@ -32,6 +33,7 @@ def xrai(model: nn.Module, variables: Variables, images: Any, classes: Any = Non
 
     Raises:
         ModuleNotFoundError: the package isn't installed.
+        ValueError: as `attribution`'s functions.
     """
     return _masks("XRAI", model, variables, images, classes, options)
 
@@ -71,7 +73,7 @@ def call_model(model: nn.Module, variables: Variables) -> Callable[..., dict[str
 
     @jax.jit
     def gradients(images: jax.Array, chosen: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: layers.apply(model, variables, x)[:, chosen].sum())(images)
+        return jax.grad(lambda x: layers.check_logits(layers.apply(model, variables, x))[:, chosen].sum())(images)
 
     def call(images: Any, call_model_args: Any = None, expected_keys: Any = None) -> dict[str, np.ndarray]:
         if expected_keys and set(expected_keys) != {key}:
@@ -87,7 +89,9 @@ def _masks(
     saliency = _saliency()
     images = np.asarray(images)
     if classes is None:
-        classes = np.asarray(layers.apply(model, variables, images)).argmax(-1)
+        classes = np.asarray(layers.check_logits(layers.apply(model, variables, images))).argmax(-1)
+    else:
+        check_classes(model, variables, images, classes)
     classes = np.broadcast_to(np.asarray(classes), len(images))
     call = call_model(model, variables)
     # What XRAI and Blur IG return has no channels; what Guided IG does is of the image's shape, and adds up.

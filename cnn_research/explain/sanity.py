@@ -18,6 +18,8 @@ from cnn_research.explain import layers
 Variables = layers.Variables
 Method = Callable[[nn.Module, Variables, jax.Array], jax.Array]
 
+_APART = 0x5A17  # folded into the key: a network may have been trained from the very weights that the key itself gives
+
 
 def randomisation_check(
     method: Method, model: nn.Module, variables: Variables, images: jax.Array, *, key: jax.Array, most: int = 8
@@ -39,7 +41,7 @@ def randomisation_check(
         {path of the layer randomised last: Spearman's rank correlation with the intact network's maps}, of absolute
         values and as the mean over images; NaN where a map is constant, for all of them.
     """
-    classes = jnp.argmax(layers.apply(model, variables, images), -1)
+    classes = jnp.argmax(layers.check_logits(layers.apply(model, variables, images)), -1)
     intact = method(model, variables, images, classes=classes)
     steps = list(cascade(model, variables, images, key=key))
     # The gaps between these are alike to within one.
@@ -60,14 +62,19 @@ def cascade(
     Args:
         model, variables: of the network.
         images: float[N, H, W, C], for their shape.
-        key: of the weights.
+        key: of the weights, which are others than those that `model.init` draws with it.
+
+    Returns:
+        (path of a layer, variables); at the end, as "the rest", what is in no layer, such as the network's own
+        parameters, if there is any.
     """
 
     def initialise(key: jax.Array, images: jax.Array) -> Any:
         return layers.apply(model, {}, images, rngs={"params": key}, mutable=True)[1]
 
-    fresh = flatten_dict(jax.jit(initialise)(key, jnp.zeros_like(images[:1])))
     current = flatten_dict(dict(variables))
+    initial = flatten_dict(jax.jit(initialise)(jax.random.fold_in(key, _APART), jnp.zeros_like(images[:1])))
+    fresh = {place: initial[place] for place in current if place in initial}  # without what a network only sows
     owners = {path[1:-1] for path in current if path[0] == "params"}
     # A layer that is called twice has its place where it is called first.
     order = [path for path in layers.list_layers(model, variables, images) if "#" not in path]
@@ -75,9 +82,11 @@ def cascade(
     for path in reversed(order):
         if tuple(path.split("/")) not in owners:
             continue
-        own = [place for place in current if place[1:-1] == tuple(path.split("/"))]
-        current = current | {place: fresh[place] for place in own}
+        own = {place: fresh.pop(place) for place in current if place[1:-1] == tuple(path.split("/"))}
+        current = current | own
         steps.append((path, unflatten_dict(current)))
+    if fresh:
+        steps.append(("the rest", unflatten_dict(current | fresh)))
     return steps
 
 

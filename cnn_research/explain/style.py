@@ -36,7 +36,6 @@ PALETTE = (
     "#875860",  # mauve
 )
 RIGHT, WRONG = "#15977f", "#d4493a"
-SEQUENTIAL = "viridis"  # scores and heat
 DIVERGING = "RdBu_r"  # signed values, centred at 0
 DPI = 144  # what a screen of two pixels a point shows without enlarging
 _ENLARGED = 64  # pixels: the blocks of smaller images are shown as they are, without smoothing
@@ -109,14 +108,36 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def shortened(text: str, letters: int) -> str:
+    """The text, or as much of its beginning as fits into so many letters, and "…"."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def scale_end(values: np.ndarray, percent: float) -> float:
+    """The magnitude at which a scale of colours ends: few are beyond it; the largest where most are 0, 1 where all are.
+
+    Args:
+        values: of any shape.
+        percent: so many of the magnitudes are within.
+    """
+    magnitudes = np.abs(values)
+    return float(np.percentile(magnitudes, percent)) or float(magnitudes.max()) or 1.0
+
+
 def percent_axis(axis: Axis) -> None:
     """Labels an axis of shares in percent, at round numbers."""
     axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
 
 
-def show_image(axes: Axes, image: np.ndarray) -> None:
-    """Shows a picture without axes: uint8[H, W, 1 or 3] or [H, W], or float in [0, 1] of these shapes."""
+def show_image(axes: Axes, image: np.ndarray, **look: Any) -> None:
+    """Shows a picture without axes.
+
+    Args:
+        axes: where.
+        image: uint8[H, W, 1 or 3] or [H, W], or float in [0, 1] of these shapes.
+        **look: more of what matplotlib's `imshow` takes, such as `extent`.
+    """
     grey = image.ndim == 2 or image.shape[2] == 1
     axes.imshow(
         image.reshape(image.shape[:2]) if grey else image,
@@ -124,6 +145,7 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
         vmin=0,
         vmax=255 if image.dtype == np.uint8 else 1,
         interpolation="nearest" if max(image.shape[:2]) <= _ENLARGED else "antialiased",
+        **look,
     )
     axes.set_axis_off()
 

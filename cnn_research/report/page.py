@@ -13,7 +13,7 @@ import cnn_research
 from cnn_research.errors import UserError
 from cnn_research.explain import metrics
 from cnn_research.report import comparison, evidence, inside, sections
-from cnn_research.report.run import Run, open_run, resolved
+from cnn_research.report.run import Run, open_run
 from cnn_research.training import workdir as files
 
 
@@ -35,7 +35,7 @@ def write_report(
         UserError: a folder holds no run or no checkpoint, two have the same name, the split can't be read, or the file
             can't be written.
     """
-    folders = {folder.name: folder for folder in map(resolved, workdirs)}
+    folders = {folder.name: folder for folder in map(files.resolved, workdirs)}
     if len(folders) < len(workdirs):
         raise UserError(f"workdirs of one name: {', '.join(map(str, workdirs))}; runs are told apart by their folders'")
     first = next(iter(folders.values()))

@@ -63,10 +63,7 @@ class Run:
 
     def central_views(self, chosen: Sequence[int]) -> tuple[np.ndarray, jax.Array]:
         """What the network sees of some of the images: uint8[n, h, w, C], and as its input float32[n, h, w, C]."""
-        pixels = self.images(chosen)
-        seen = self.predictor.preprocess(pixels)
-        (top, left), (height, width) = (np.subtract(pixels.shape[1:3], seen.shape[1:3]) // 2), seen.shape[1:3]
-        return pixels[:, top : top + height, left : left + width], seen
+        return self.predictor.central_views(self.images(chosen))
 
 
 def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = None) -> Run:
@@ -80,7 +77,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     Raises:
         UserError: the folder holds no run or no checkpoint, or the split can't be read or has no image that can.
     """
-    workdir = resolved(workdir)
+    workdir = files.resolved(workdir)
     config = files.load_config(workdir)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
@@ -111,12 +108,6 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
         probabilities=probabilities,
         images=_images(config, feed, split, indices),
     )
-
-
-def resolved(workdir: epath.PathLike) -> epath.Path:
-    """The path of a workdir, whose last part is the name of the run."""
-    path = files.locate(workdir)
-    return path if files.is_remote(path) else path.resolve()
 
 
 def _history(workdir: epath.Path) -> list[dict[str, Any]]:

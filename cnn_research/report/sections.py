@@ -85,7 +85,7 @@ def confusion(run: Run, matrix: np.ndarray) -> dict[str, Any]:
 
     Returns:
         {"rows": for each class its name and cells; of many classes [], and there is a "picture" instead; "pairs": the
-        most confused ones; "galleries"}.
+        most confused ones; "galleries"; "some": whether there are cells without one}.
     """
     size = len(run.classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -117,7 +117,8 @@ def confusion(run: Run, matrix: np.ndarray) -> dict[str, Any]:
         }
         for pair in metrics.most_confused(matrix, 10 if rows else 30)
     ]
-    found = {"rows": rows, "pairs": pairs, "galleries": [_gallery(run, *pair) for pair in shown]}
+    some = any(cell["count"] and not cell["link"] for row in rows for cell in row["cells"])
+    found = {"rows": rows, "pairs": pairs, "some": some, "galleries": [_gallery(run, *pair) for pair in shown]}
     if not rows:
         found["picture"] = drawn(figures.confusion(matrix, run.classes), f"Confusion matrix of {size} classes")
     return found
@@ -129,10 +130,10 @@ def gallery_id(true: int, predicted: int) -> str:
 
 
 def _gallery_pairs(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs of classes whose images are shown: the most confused first, then those that are right."""
-    wrong = [(pair.true, pair.predicted) for pair in metrics.most_confused(matrix, _GALLERIES)]
-    right = [(index, index) for index in np.flatnonzero(np.diag(matrix)).tolist()]
-    return (wrong + right)[:_GALLERIES]
+    """The pairs of classes whose images are shown: those that are right, if a table leads there; the most confused."""
+    right = np.flatnonzero(np.diag(matrix)).tolist() if len(matrix) <= _TABLE_CLASSES else []
+    wrong = metrics.most_confused(matrix, _GALLERIES - len(right))
+    return [(index, index) for index in right] + [(pair.true, pair.predicted) for pair in wrong]
 
 
 def _gallery(run: Run, true: int, predicted: int) -> dict[str, Any]:
@@ -202,12 +203,15 @@ def calibration(run: Run) -> dict[str, Any]:
     found = metrics.calibration(run.probabilities, run.labels)
     accuracy = metrics.accuracy(run.probabilities, run.labels)
     confidence = float(run.probabilities.max(axis=1).mean())
+    claim = "neither too much nor too little"  # what lies within the interval need be no fault
+    if not accuracy.low <= confidence <= accuracy.high:
+        claim = "too much" if confidence > accuracy.value else "too little"
     return {
         "svg": style.svg(figures.reliability(found, accuracy)),
         "error": style.percent(found.error),
         "confidence": style.percent(confidence),
         "accuracy": style.percent(accuracy.value),
-        "over": confidence > accuracy.value,
+        "claim": claim,
     }
 
 

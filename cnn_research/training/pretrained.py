@@ -64,9 +64,11 @@ def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]
         The step, {"params", "batch_stats"}, and what the checkpoint says of itself (`Experiment.about`).
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such folder or checkpoint.
         UserError: it is damaged.
     """
+    if not workdir.is_dir():
+        raise ValueError("there is no such folder")
     if not any_in(workdir / "checkpoints"):
         raise ValueError(f"there is no {which} checkpoint of a run in this folder")
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:

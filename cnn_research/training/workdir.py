@@ -43,6 +43,12 @@ def locate(workdir: epath.PathLike) -> epath.Path:
     return path
 
 
+def resolved(workdir: epath.PathLike) -> epath.Path:
+    """The path of a workdir, whose last part is the name of the run."""
+    path = locate(workdir)
+    return path if is_remote(path) else path.resolve()
+
+
 def is_remote(path: epath.Path) -> bool:
     """Whether a path is in an object store. There files appear whole when they are closed, and can't be appended to."""
     return "://" in str(path)

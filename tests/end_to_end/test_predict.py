@@ -5,6 +5,8 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def images(tmp_path_factory):
 def test_says_what_evaluate_says(script, reference, results, images):
     out, err = script.run("predict", f"--workdir={reference}", f"{images}/*.png", "--top=10", "--json")
     found = json.loads(out)
-    assert found["network"] == f"convnet of {reference} at step 120" and found["left_out"] == []
+    assert found["network"] == f"convnet of {reference.name} at step 120" and found["left_out"] == []
     assert "360 of 360 images" in err
     losses, right = [], []
     for index, each in enumerate(found["images"]):
@@ -104,6 +106,10 @@ def test_mistake(script, reference, tmp_path, name):
 def test_what_export_prints_runs(script, reference, images, tmp_path):
     """The printed lines, as a program of their own, give predict's confidences."""
     out, _ = script.run("export", f"--workdir={reference}", f"--output={tmp_path / 'network.zip'}")
+    with zipfile.ZipFile(tmp_path / "network.zip") as archive:  # it may go anywhere, without where it comes from
+        parts = b"".join(map(archive.read, archive.namelist()))
+    assert f'"name": "convnet of {reference.name} at step 120"'.encode() in parts
+    assert not [place for place in (reference.parent, Path(__file__).parents[2]) if str(place).encode() in parts]
     picture = next(images.glob("000_*.png"))
     program = f"""
 import sys

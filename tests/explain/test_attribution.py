@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.explain import attribution, pair, sanity
+from cnn_research.explain import attribution, features, network3d, pair, sanity
 
 
 class Network(nn.Module):
@@ -169,6 +169,8 @@ def test_a_unit_is_seen_in_its_receptive_field_alone():
         (lambda m, v: attribution.saliency(m, v, IMAGES.astype(np.uint8)), "preprocessed; got uint8[3, 12, 10, 3]"),
         (lambda m, v: attribution.saliency(m, v, IMAGES[..., :1]), "images of (12, 10, 1) don't fit the network's"),
         (lambda m, v: attribution.deconvnet(m, v, IMAGES, layer="maps", channel=6), "maps has channels 0 to 5, got"),
+        (lambda m, v: attribution.deconvnet(m, v, IMAGES, layer="maps"), "layer and channel go together, got layer"),
+        (lambda m, v: attribution.deconvnet(m, v, IMAGES, channel=2), "go together, got layer=None and channel=2"),
         (lambda m, v: attribution.occlusion(m, v, IMAGES, size=0), "at least 1 pixel, got 0 and"),
     ],
 )
@@ -176,6 +178,60 @@ def test_mistakes_are_one_line(call, words):
     with pytest.raises(ValueError) as error:
         call(*make())
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [4, -1, [0, 3, 4], np.array([1, 2, 9])])
+@pytest.mark.parametrize(
+    "method", [method for name, method in METHODS.items() if not name.endswith("of a unit")] + [pair.xrai]
+)
+def test_a_class_that_is_not_there(method, classes):
+    if method is pair.xrai:
+        pytest.importorskip("saliency")
+    for model in (Network((5, 4)), Network([5, 4])):  # the second can't be hashed
+        with pytest.raises(ValueError, match=r"there is no class (4|-1|9): the network has 4, from 0 to 3"):
+            method(model, make()[1], IMAGES, classes=classes)
+
+
+def test_classes_within_jit():
+    model, variables = make()
+    expected = attribution.saliency(model, variables, IMAGES, 3)
+    inside = lambda x, given: attribution.saliency(model, variables, x, given)  # noqa: E731
+    for given in (3, [3, 3, 3]):
+        np.testing.assert_allclose(jax.jit(inside)(IMAGES, given), expected, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(lambda x, given=given: inside(x, given))(IMAGES), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="there is no class 4"):
+        jax.jit(lambda x: inside(x, 4))(IMAGES)
+
+
+@pytest.mark.parametrize("method", [attribution.guided_backpropagation, attribution.deconvnet])
+def test_a_network_without_rectifiers(method):
+    model = nn.Sequential((nn.Conv(4, (3, 3)), nn.gelu, lambda x: x.mean((1, 2))))
+    with pytest.raises(ValueError, match="Sequential has no rectifiers, max"):
+        method(model, model.init(jax.random.key(0), IMAGES), IMAGES)
+
+
+class Several(nn.Module):
+    """A network with another result beside its logits."""
+
+    @nn.compact
+    def __call__(self, x):
+        maps = nn.Conv(4, (3, 3), name="maps")(x)
+        return maps.mean((1, 2)), maps
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(method for name, method in METHODS.items() if not name.endswith("of a unit")),
+        functools.partial(sanity.randomisation_check, attribution.saliency, key=jax.random.key(0)),
+        functools.partial(features.values_and_gradients, labels=np.zeros(3, int), paths=["maps"]),
+        lambda model, variables, images: network3d.network3d(model, variables, images[0]),
+    ],
+)
+def test_a_network_that_returns_no_logits(call):
+    variables = Several().init(jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match=r"returns a tuple; wrap it in a module that returns logits \[N, K\]"):
+        call(Several(), variables, IMAGES)
 
 
 def test_pair_without_its_package(monkeypatch):
@@ -232,6 +288,34 @@ def test_cascade_randomises_from_the_end():
             if not np.array_equal(randomised["params"][name]["kernel"], variables["params"][name]["kernel"])
         }
         assert changed == {"dense1", "dense0", "maps"} - {"dense0" if number < 1 else "", "maps" if number < 2 else ""}
+
+
+class Rooted(nn.Module):
+    """A network with parameters of its own, and with statistics of a layer that has no parameters."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        self.sow("intermediates", "seen", x)  # no part of the network
+        x = nn.BatchNorm(not train, use_bias=False, use_scale=False, name="norm")(x)
+        return nn.Dense(4, name="dense")(x.mean((1, 2))) * self.param("scale", nn.initializers.normal(), (4,))
+
+
+def test_cascade_randomises_what_is_in_no_layer():
+    variables = Rooted().init(jax.random.key(0), IMAGES)
+    variables["batch_stats"]["norm"]["mean"] += 7
+    (first, dense), (second, everything) = sanity.cascade(Rooted(), variables, IMAGES, key=jax.random.key(0))
+    assert (first, second) == ("dense", "the rest")
+    assert (dense["params"]["scale"] == variables["params"]["scale"]).all()
+    assert (everything["params"]["scale"] != variables["params"]["scale"]).all()
+    assert (everything["batch_stats"]["norm"]["mean"] == 0).all() and set(everything) == {"params", "batch_stats"}
+
+
+def test_cascade_gives_other_weights_than_the_first_ones():
+    """A network is trained from those of key(seed), and key(0) is the first key that comes to mind."""
+    model, variables = make()
+    _, last = sanity.cascade(model, variables, IMAGES, key=jax.random.key(3))[-1]
+    for name, layer in variables["params"].items():
+        assert (last["params"][name]["kernel"] != layer["kernel"]).any()
 
 
 def test_randomisation_check():

@@ -139,27 +139,3 @@ def test_reliability():
     assert [bar.get_height() for bar in gaps] == pytest.approx([0.15, -0.1])
     assert [bar.get_height() for bar in lower.containers[0]] == pytest.approx([2 / 3, 1 / 3])
     assert {"Calibration error 13.3 %", "accuracy 66.7 %", "mean confidence 73.3 %"} <= set(texts(figure))
-
-
-def test_histograms():
-    values = {"relu": np.array([0.0] * 60 + [1.0, 2.0] * 20), "constant": np.full((2, 3), 4.0), "wide": np.arange(1e4)}
-    figure = figures.histograms(values, columns=2, bins=10)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == list(values)
-    assert [bar.get_height() for bar in figure.axes[0].patches if bar.get_height()] == [60, 20, 20]
-    assert any("60.0 % zeros" in text for text in texts(figure))
-    assert sum(bar.get_height() for bar in figure.axes[1].patches) == 6
-    # Two thousandths are left out.
-    assert sum(bar.get_height() for bar in figure.axes[2].patches) == pytest.approx(9980, abs=2)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({}, "no values"),
-        ({"conv": np.array([1.0, NAN])}, "conv: expected finite values, got 1 of 2"),
-        ({"conv": np.zeros(0)}, "conv: expected finite values, got 0 of 0"),
-    ],
-)
-def test_histograms_refuse(values, message):
-    with pytest.raises(ValueError, match=message):
-        figures.histograms(values)

@@ -11,7 +11,7 @@ from cnn_research.models.registry import create_model
 class Block(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.softplus(nn.Conv(4, (3, 3), name="conv")(x))
+        return nn.softplus(nn.Conv(4, (3, 3), name="conv")(inputs=x))
 
 
 class Network(nn.Module):
@@ -21,7 +21,7 @@ class Network(nn.Module):
     def __call__(self, x, training: bool):
         x = nn.remat(Block)(name="first")(x)
         shared = Block(name="shared")
-        x = shared(shared(x))
+        x = shared(x=shared(x))
         x = nn.Dropout(0.5, deterministic=not training)(x)
         return nn.Dense(3, name="head")(jnp.mean(x, (1, 2)))
 
@@ -81,7 +81,8 @@ def test_gradients_are_finite_differences(network, path):
             if len(calls) != int(place[2] or 1):
                 return call(*args, **kwargs)
             if wanted:
-                return call(args[0] + step * direction, *args[1:], **kwargs)
+                (given,) = (*args, *kwargs.values())
+                return call(given + step * direction)
             return call(*args, **kwargs) + step * direction
 
         calls.clear()
@@ -103,6 +104,25 @@ def test_a_layer_that_is_not_there(network, path, words):
         with pytest.raises(ValueError, match="the network has no layer") as error:
             look()
         assert words in str(error.value) and "first/conv, first, shared/conv, shared" in str(error.value)
+
+
+class Told(nn.Module):
+    """Returns whether it is called as in evaluation, by any name of that."""
+
+    def __call__(self, x, train, training, is_train, is_training, deterministic, *, use_running_average):
+        return [train, training, is_train, is_training, deterministic, use_running_average]
+
+
+class Labelled(nn.Module):
+    def __call__(self, x, labels, *more, scale=1.0, mask, train):
+        return x
+
+
+def test_called_as_in_evaluation():
+    images = jnp.zeros((2, 6, 6, 3))
+    assert layers.apply(Told(), {}, images) == [False, False, False, False, True, True]
+    with pytest.raises(ValueError, match="Labelled needs labels, mask besides images: wrap it in a module that"):
+        layers.apply(Labelled(), {}, images)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnn_research.explain.network3d import default_layers, network3d, strongest
+from cnn_research.explain.network3d import default_layers, network3d
 
 
 class Net(nn.Module):
@@ -63,12 +63,6 @@ def test_colours_are_the_values(network):
     expected = np.repeat(127.5 + 127.5 * np.clip(best, -top, top).reshape(-1) / top, 2)
     assert trace.intensitymode == "cell" and best.min() < 0
     np.testing.assert_allclose(np.asarray(trace.intensity, float), expected, atol=0.51)
-
-
-def test_energy_decides_which_channels():
-    maps = np.zeros((2, 2, 3))
-    maps[..., 0], maps[0, 0, 1], maps[..., 2] = 1, -9, 2  # energies 1, 81 / 4, 4
-    assert strongest(maps, 2).tolist() == [[[-9, 0], [0, 0]], [[2, 2], [2, 2]]]
 
 
 def test_probabilities_stand_at_the_end(network):

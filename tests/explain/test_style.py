@@ -133,3 +133,20 @@ def test_a_dim_image_is_shown_dim():
     style.show_image(figure.add_axes((0, 0, 1, 1)), np.full((4, 4), 100, np.uint8))
     with Image.open(io.BytesIO(style.png(figure, dpi=80))) as picture:
         assert picture.convert("RGB").getpixel((40, 40)) == (100, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("values", "end"),
+    [
+        (np.arange(-100, 1), 99),  # of 0 to 100 the 99th hundredth
+        (np.array([-30.0] + [0.0] * 999), 30),  # not 1, which has nothing to do with it
+        (np.zeros((2, 3)), 1),
+    ],
+)
+def test_scales_end_at_the_values(values, end):
+    assert style.scale_end(values, 99) == pytest.approx(end)
+
+
+@pytest.mark.parametrize(("text", "fits"), [("abcde", "abcde"), ("abcdef", "abcd…")])
+def test_shortened(text, fits):
+    assert style.shortened(text, 5) == fits

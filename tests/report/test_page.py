@@ -159,3 +159,12 @@ def test_many_classes_have_a_picture_for_a_matrix(run, monkeypatch):
 )
 def test_durations(seconds, text):
     assert sections.duration(seconds) == text
+
+
+def test_with_many_classes_all_that_is_right_and_the_most_confused_have_a_gallery():
+    # 15 classes: 225 cells, but only 100 galleries.
+    matrix = np.arange(225).reshape(15, 15) + 1
+    pairs = sections._gallery_pairs(matrix)
+    assert len(pairs) == 100 and {(k, k) for k in range(15)} <= set(pairs) and (14, 13) in pairs
+    # Of 30 classes there is a picture instead of a table: nothing leads to what is right.
+    assert all(true != predicted for true, predicted in sections._gallery_pairs(np.ones((30, 30), int)))
