@@ -21,7 +21,7 @@ ARGS =
 # Reports for test-browser to look at.
 REPORTS =
 # What the other test targets run stays out.
-QUICK = not zoo and not smoke and not full and not parity and not notebook and not browser
+QUICK = not slow and not zoo and not smoke and not full and not parity and not notebook and not browser
 # Most tests wait for one core: two processes are nearly twice as fast on two. A file's tests stay together, with what they share.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG = experiments/configs/lenet5_digits.py
@@ -108,7 +108,7 @@ endif
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(TORCHVISION)
 	@touch $@
 
-.PHONY: help train test test-zoo test-smoke test-full test-notebooks test-browser test-parity lint format test-oldest clean FORCE
+.PHONY: help train test test-slow test-zoo test-smoke test-full test-notebooks test-browser test-parity lint format test-oldest clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -118,6 +118,9 @@ train: .venv/core ## train LeNet-5 on handwritten digits; CONFIG=, WORKDIR= anot
 
 test: .venv/dev ## run the tests; ARGS= for pytest, such as -k lenet
 	.venv/bin/python -m pytest -q $(PARALLEL) -m "$(QUICK)" $(ARGS)
+
+test-slow: .venv/dev ## run the tests of sweeps, several hosts and comparisons
+	.venv/bin/python -m pytest -q $(PARALLEL) -m "slow and not full" $(ARGS)
 
 test-zoo: .venv/dev ## run the tests of the large networks
 	.venv/bin/python -m pytest -q $(PARALLEL) -m zoo $(ARGS)

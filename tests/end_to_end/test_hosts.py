@@ -14,6 +14,8 @@ from cnn_research.config import base_config
 from cnn_research.training import parallel
 from cnn_research.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 # Network, its flags, and how far the losses of the first 20 steps may be apart: sums over devices in another order.
 NETWORKS = {
     "lenet5": (

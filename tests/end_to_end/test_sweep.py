@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DIGITS = f"--config={ROOT}/experiments/configs/lenet5_digits.py"
 # Held out: the best is chosen on images that are not the test's.

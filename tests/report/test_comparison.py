@@ -9,6 +9,8 @@ from cnn_research.errors import UserError
 from cnn_research.report import comparison, page
 from cnn_research.report.run import open_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(coloured, tmp_path_factory):
