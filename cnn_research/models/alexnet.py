@@ -23,7 +23,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.models import layers
+from cnn_research.models import initializers, layers
 
 UNITS = 4096  # of fc6 and fc7
 
@@ -35,7 +35,7 @@ def _initializers(kernel_init: str) -> tuple[nn.initializers.Initializer, nn.ini
     """
     layers.check_choice("kernel_init", kernel_init, ("paper", *layers.INITIALIZERS))
     if kernel_init == "paper":
-        return nn.initializers.normal(0.01), nn.initializers.ones_init()
+        return initializers.normal(0.01), nn.initializers.ones_init()
     return layers.INITIALIZERS[kernel_init], nn.initializers.zeros_init()
 
 

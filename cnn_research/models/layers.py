@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from cnn_research.models.initializers import variance_scaling
+
 Array = jax.Array
 Dtype = Any
 ModuleDef = Callable[..., nn.Module]
@@ -24,9 +26,13 @@ ModuleDef = Callable[..., nn.Module]
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 INITIALIZERS: dict[str, nn.initializers.Initializer] = {
-    "he": nn.initializers.he_normal(),  # variance 2 / fan_in: He et al. 2015, keeps the variance through rectifiers
-    "xavier": nn.initializers.glorot_uniform(),  # variance 2 / (fan_in + fan_out): Glorot & Bengio 2010
-    "lecun": nn.initializers.lecun_normal(),  # variance 1 / fan_in: LeCun et al. 1998, "Efficient BackProp"
+    "he": variance_scaling(
+        2.0, "fan_in", "truncated_normal"
+    ),  # variance 2 / fan_in: He et al. 2015, keeps the variance through rectifiers
+    "xavier": variance_scaling(1.0, "fan_avg", "uniform"),  # variance 2 / (fan_in + fan_out): Glorot & Bengio 2010
+    "lecun": variance_scaling(
+        1.0, "fan_in", "truncated_normal"
+    ),  # variance 1 / fan_in: LeCun et al. 1998, "Efficient BackProp"
 }
 
 

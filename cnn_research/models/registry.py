@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.models import alexnet, convnet, densenet, googlenet, layers, lenet, resnet, vgg, zfnet
+from cnn_research.models import alexnet, convnet, densenet, googlenet, initializers, layers, lenet, resnet, vgg, zfnet
 from cnn_research.models.facts import FACTS, Facts
 
 # Name -> (class, the fields that the name stands for). A size variant is a line.
@@ -151,22 +151,15 @@ def create_model(
 def init_variables(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
     """The initial variables, {"params": ...} and {"batch_stats": ...} where there are any, without a forward pass.
 
-    Under jit only the variables are results, so the forward pass is traced for its shapes and then dropped.
-
     Args:
         model: from create_model.
-        key: PRNG key.
+        key: typed PRNG key.
         image_shape: (H, W, C).
 
     Raises:
         ValueError: the images are too small for a layer, or a field of the model isn't one of its allowed values.
     """
-    # XLA:CPU at its usual level takes 3 to 10 times longer to compile this, a chain of random bits per parameter (ten
-    # convolutions: 14 s against 1.5 s of CPU time) for the same values. Other backends keep their default: untested
-    # there.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape))), compiler_options=options)
-    return init(key)
+    return initializers.init(model, key, image_shape)
 
 
 def _entry(name: str) -> tuple[type[nn.Module], Mapping[str, Any]]:

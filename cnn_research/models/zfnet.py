@@ -24,7 +24,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.models import layers
+from cnn_research.models import initializers, layers
 
 UNITS = 4096  # of fc6 and fc7
 
@@ -72,7 +72,7 @@ class ZFNet(nn.Module):
             ValueError: the input is too small for a layer, or a field is not one of its allowed values.
         """
         layers.check_choice("kernel_init", self.kernel_init, ("paper", *layers.INITIALIZERS))
-        kernel_init = {**layers.INITIALIZERS, "paper": nn.initializers.normal(0.01)}[self.kernel_init]
+        kernel_init = {**layers.INITIALIZERS, "paper": initializers.normal(0.01)}[self.kernel_init]
         conv = functools.partial(layers.conv, module=self.conv, kernel_init=kernel_init, dtype=self.dtype)
         pool = functools.partial(layers.pool, kind="max", size=3, stride=2, ceil_mode=True)
         dense = functools.partial(
