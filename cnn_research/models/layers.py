@@ -28,11 +28,11 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 INITIALIZERS: dict[str, nn.initializers.Initializer] = {
     "he": variance_scaling(
         2.0, "fan_in", "truncated_normal"
-    ),  # variance 2 / fan_in: He et al. 2015, keeps the variance through rectifiers
-    "xavier": variance_scaling(1.0, "fan_avg", "uniform"),  # variance 2 / (fan_in + fan_out): Glorot & Bengio 2010
+    ),  # He et al. 2015: keeps the variance through rectifiers
+    "xavier": variance_scaling(1.0, "fan_avg", "uniform"),  # Glorot & Bengio 2010
     "lecun": variance_scaling(
         1.0, "fan_in", "truncated_normal"
-    ),  # variance 1 / fan_in: LeCun et al. 1998, "Efficient BackProp"
+    ),  # LeCun et al. 1998, "Efficient BackProp"
 }
 
 
