@@ -26,13 +26,9 @@ ModuleDef = Callable[..., nn.Module]
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 INITIALIZERS: dict[str, nn.initializers.Initializer] = {
-    "he": variance_scaling(
-        2.0, "fan_in", "truncated_normal"
-    ),  # He et al. 2015: keeps the variance through rectifiers
+    "he": variance_scaling(2.0, "fan_in", "truncated_normal"),  # He et al. 2015: keeps the variance through rectifiers
     "xavier": variance_scaling(1.0, "fan_avg", "uniform"),  # Glorot & Bengio 2010
-    "lecun": variance_scaling(
-        1.0, "fan_in", "truncated_normal"
-    ),  # LeCun et al. 1998, "Efficient BackProp"
+    "lecun": variance_scaling(1.0, "fan_in", "truncated_normal"),  # LeCun et al. 1998, "Efficient BackProp"
 }
 
 

@@ -21,6 +21,7 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from cnn_research.errors import UserError
+from cnn_research.models import cpu
 
 # Multiplications and additions a second of one device with 16-bit numbers, dense, as its maker states it. Device kinds
 # as JAX names them; of TPU v2 and v3 a device is one of a chip's two cores.
@@ -183,11 +184,12 @@ def initialise(compilation_cache: str, deterministic: bool = False) -> None:
     """
     if deterministic and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
-    if not compilation_cache:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(epath.Path(compilation_cache).expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(compilation_cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if jax.default_backend() == "cpu":
+        cpu.keep_memory()
 
 
 def device_count() -> int:

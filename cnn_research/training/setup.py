@@ -21,7 +21,7 @@ from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import Source, open_source, shape_of
 from cnn_research.data.streaming import StreamingFeed
 from cnn_research.errors import UserError
-from cnn_research.models import registry
+from cnn_research.models import cpu, registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import losses, optimizers, parallel, parameters, pretrained, schedules
 from cnn_research.training.state import TrainState, create_state
@@ -315,7 +315,7 @@ class Experiment:
 
     def train_step(self) -> Callable:
         """Returns the compiled train_step: (state, arrays, batch, key) -> (state, metric sums). Donates the state."""
-        freeze = self._config.optimizer.freeze
+        freeze, on_cpu = self._config.optimizer.freeze, jax.default_backend() == "cpu"
         step = functools.partial(
             train_step,
             make_input=self.make_input,
@@ -326,10 +326,11 @@ class Experiment:
             schedule=self._schedule,
             axis_name=parallel.AXIS,
             accumulation=self._config.accumulation,
-            unroll=jax.default_backend() == "cpu",
+            unroll=on_cpu,
             ema_decay=self._config.ema_decay,
             frozen=functools.partial(parameters.frozen, patterns=freeze) if freeze else None,
             is_frozen=self._is_frozen if self._config.freeze_batch_stats else None,
+            **({"accelerate": cpu.accelerate} if on_cpu else {}),
         )
         return parallel.pmap_step(step, donate_state=True)
 

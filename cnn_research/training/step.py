@@ -99,6 +99,7 @@ def train_step(
     ema_decay: float = 0.0,
     frozen: Callable[[Any], Any] | None = None,
     is_frozen: Callable[[str], bool] | None = None,
+    accelerate: Callable[[Callable], Callable] = lambda function: function,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update from one device's share of the global batch.
 
@@ -121,6 +122,7 @@ def train_step(
             what lies before them if nothing there is trained; None for none.
         is_frozen: whether the batch normalisation of a path, such as "layer1_0/norm1", uses its running statistics and
             leaves them as they are; None for none.
+        accelerate: makes of the loss an equal function whose gradient is faster to compute on these devices.
 
     Returns:
         The new state, and the global batch's metric sums (`metrics.batch_sums`) with the learning rate of this update
@@ -131,6 +133,7 @@ def train_step(
     images, targets, labels = make_input(arrays, batch, key)
     scale = state.loss_scale["scale"] if state.loss_scale else 1.0
 
+    @accelerate
     def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
         if frozen:
             params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, frozen(params))
