@@ -113,9 +113,8 @@ class Normalised(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.BatchNorm(not self.train, momentum=0.8, epsilon=1e-3, axis_name=self.axis_name, name="a")(x)
-        x = nn.BatchNorm(not self.train, use_scale=False, axis_name=self.axis_name, name="b")(x)  # not of the usual form
-        return x**2
+        norm = functools.partial(nn.BatchNorm, not self.train, axis_name=self.axis_name)
+        return norm(momentum=0.8, epsilon=1e-3)(x) ** 2 + norm(use_scale=False)(x) ** 2  # one not of the usual form
 
 
 def normalise(axis_name):
