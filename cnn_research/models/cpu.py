@@ -380,6 +380,8 @@ def _pooling(equation: Any) -> tuple[tuple[int, int], tuple[int, int], Pads] | N
 def keep_memory() -> None:
     """Lets this process keep the memory that it frees, on Linux with glibc's allocator; does nothing elsewhere.
 
+    Before JAX's backend starts: threads that have got arenas of their own stay with them.
+
     XLA asks for the memory of a step's intermediate results anew in each step. The allocator would get such large
     blocks from the system and give them back each time, and the system clears them page by page: a third of the time of
     ResNet-50's step. The price: what has been used once is never given back, and blocks of several sizes may take up

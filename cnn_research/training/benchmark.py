@@ -158,8 +158,8 @@ def measure_loop(config: ConfigDict, repeats: int = 10, steps: int = 50) -> dict
     ):
         train(config, folder)
     ratios = [loop / step - 1 for loop, step in zip(loop_seconds, step_seconds, strict=True)]
-    loop_ms, step_ms = (_spread([1e3 * t for t in times[1:]], 3) for times in (loop_seconds, step_seconds))
-    return {"steps": steps, "loop_ms": loop_ms, "step_ms": step_ms, "overhead": _spread(ratios[1:], 4)}
+    loop_ms, step_ms = (spread([1e3 * t for t in times[1:]], 3) for times in (loop_seconds, step_seconds))
+    return {"steps": steps, "loop_ms": loop_ms, "step_ms": step_ms, "overhead": spread(ratios[1:], 4)}
 
 
 def bare_steps(experiment: Experiment, feed: Feed, config: ConfigDict) -> Callable[[int], float]:
@@ -260,7 +260,7 @@ def _alternate(work: dict[str, Callable[[], int]], repeats: int, seconds: float)
         for name, do in work.items():
             _until(do, min(seconds, 0.3))  # uses up what a feed has read ahead while others were measured
             rates[name].append(_until(do, seconds))
-    return {name: _spread(values, 1) for name, values in rates.items()}
+    return {name: spread(values, 1) for name, values in rates.items()}
 
 
 def _until(do: Callable[[], int], seconds: float) -> float:
@@ -271,6 +271,7 @@ def _until(do: Callable[[], int], seconds: float) -> float:
     return count / took
 
 
-def _spread(values: list[float], digits: int) -> dict[str, float]:
+def spread(values: list[float], digits: int) -> dict[str, float]:
+    """Returns {"median", "least", "most"} of some values, rounded."""
     numbers = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {name: round(value, digits) for name, value in numbers.items()}

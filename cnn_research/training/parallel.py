@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
@@ -188,8 +189,16 @@ def initialise(compilation_cache: str, deterministic: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(compilation_cache).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if jax.default_backend() == "cpu":
+    if _is_for_cpus():
         cpu.keep_memory()
+
+
+def _is_for_cpus() -> bool:
+    """Whether JAX will have no devices but CPUs, without starting its backend: memory is kept only if told before."""
+    platforms = jax.config.jax_platforms
+    if platforms:
+        return platforms == "cpu"
+    return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))  # what GPUs and TPUs need
 
 
 def device_count() -> int:

@@ -1,6 +1,7 @@
 """experiments/benchmark.py, as people run it. What it measures is the machine's; here it is only that it measures."""
 
 import json
+import sys
 
 import pytest
 
@@ -49,7 +50,57 @@ def test_loop(script):
     assert overhead["most"] <= loop["most"] / step["least"] - 0.999
 
 
-@pytest.mark.parametrize("arguments", [[], ["date"]])
-def test_what_is_not_measured(script, arguments):
+@pytest.mark.parametrize("what", ["step", "inference"])
+def test_steps(script, what):
+    out, _ = script.run("benchmark", what, *script.tiny, "--repeats=2", "--json", devices=2)
+    found = json.loads(out)
+    assert found["devices"] == (2 if what == "step" else 1)
+    step = found["step_ms"]
+    assert 0 < step["least"] <= step["median"] <= step["most"]
+    assert found["images_per_second"] == pytest.approx(1e3 * found["batch_size"] / step["median"], rel=0.01)
+    assert found["trace_seconds"] > 0 and found["compile_seconds"] > 0 and found["memory_bytes"] > 1e5
+
+
+# Speaks the protocol of experiments/pytorch_rival.py, which is run itself in tests/parity.
+RIVAL = """
+import json, sys
+spec = json.loads(sys.stdin.readline())
+assert spec["train"] and spec["network"] == "lenet5" and spec["image_shape"] == [32, 32, 1], spec
+print(json.dumps({"torch": "0", "device": "none"}), flush=True)
+for line in sys.stdin:
+    print(0.5 if int(line) > 0 else None, flush=True)
+"""
+
+
+def test_against_a_rival(script, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{RIVAL}")
+    python.chmod(0o755)
+    flags = ["--against=torch", f"--python={python}", "--repeats=2"]
+    found = json.loads(script.run("benchmark", "step", *script.tiny, *flags, "--json")[0])
+    assert found["rival_ms"] == {"median": 500, "least": 500, "most": 500}
+    assert found["ratio"]["median"] == pytest.approx(found["step_ms"]["median"] / 500, abs=0.001)
+
+
+def test_startup(script):
+    found = json.loads(script.run("benchmark", "startup", *script.tiny, "--repeats=1", "--json")[0])
+    for which in ("cold", "warm"):
+        seconds = {stage: spread["median"] for stage, spread in found[which].items()}
+        assert seconds.keys() == {"import", "data", "init", "step", "all"}
+        assert min(seconds.values()) > 0
+        assert seconds.pop("all") == pytest.approx(sum(seconds.values()), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "step, inference, startup, loop, data"),
+        (["date"], "did you mean 'data'"),
+        (["step", "--against=pytorch"], "there is torch"),
+        (["loop", "--against=torch"], "for step and inference"),
+        (["step", "--against=torch", "--python=/bin/cat"], "ended: "),
+    ],
+)
+def test_what_is_not_measured(script, arguments, says):
     _, err = script.run("benchmark", *arguments, *script.tiny, code=2)
-    assert "data" in err and err.startswith("error:") and "Traceback" not in err
+    assert says in err and err.startswith("error:") and "Traceback" not in err

@@ -1,0 +1,279 @@
+"""Measurements of the compiled steps: compilation, time, operations, memory; beside PyTorch; and of a run's start."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from cnn_research import config as configs
+from cnn_research.errors import UserError
+from cnn_research.models.layer_table import layer_table
+from cnn_research.training import parallel
+from cnn_research.training.benchmark import spread
+from cnn_research.training.setup import Experiment, Feed, evaluation_views, open_feeds
+from cnn_research.training.step import predict
+from cnn_research.validation import validate
+
+_SECONDS = 1.0  # about how long each measurement takes at least
+
+Run = Callable[[int], float]  # makes that many steps; the seconds of one
+
+
+def measure_step(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures the training step of an experiment on one batch that is on the devices already.
+
+    The step has everything that it has in training: gathering and augmentation, gradient, optimizer, metrics. Nothing
+    is compiled before, and nothing read from the persistent cache.
+
+    Args:
+        config: of the experiment.
+        repeats: how often it is measured, alternating with the rival's.
+        rival: command line of a process that makes the same steps; see experiments/pytorch_rival.py. It is given images
+            ready for the network, and neither augments nor counts anything.
+
+    Returns:
+        {"batch_size", "devices", "device", "trace_seconds", "compile_seconds", "step_ms", "images_per_second",
+        "flops_per_image", "tflops", "fraction_of_peak" (None where the device's peak isn't known), "memory_bytes"};
+        with a rival also {"rival": what it says of itself, "rival_ms", "ratio"}. Spreads are {"median", "least",
+        "most"}; a ratio is of neighbours in time, ours to the rival's.
+
+    Raises:
+        UserError: the config or the dataset is not right, or the rival can't do the same.
+    """
+    experiment, feed = _open(config)
+    with closing(feed.train_batches(0, config.batch_size, parallel.share(config.batch_size))) as batches:
+        batch = next(parallel.prefetch(iter([next(batches)]), 1))
+    state = parallel.replicate(experiment.initial_state())
+    arrays, key = parallel.replicate(feed.arrays), parallel.replicate(jax.random.key(config.seed))
+    with _without_cache():
+        began = time.perf_counter()
+        lowered = experiment.train_step().lower(state, arrays, batch, key)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        took = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
+
+    def run(count: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(count):
+            state, _ = compiled(state, arrays, batch, key)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - began) / count
+
+    found = _compare(run, config, experiment, repeats, rival, train=True)
+    return _describe(found, config, experiment.flops_per_image, _memory(compiled)) | _rounded(took)
+
+
+def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures what an experiment's evaluation computes of one batch of `config.eval_batch_size` images on one device.
+
+    Args:
+        config, repeats, rival: as of `measure_step`.
+
+    Returns:
+        As `measure_step`.
+
+    Raises:
+        UserError: as `measure_step`.
+    """
+    config = config.copy_and_resolve_references()
+    config.batch_size = config.eval_batch_size
+    experiment, feed = _open(config)
+    variables = experiment.initial_state().network
+    image_shape = experiment.input_shape
+    step = functools.partial(
+        predict,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        model=experiment.model,
+        make_views=evaluation_views(config.evaluation),
+    )
+    pixels = np.random.default_rng(config.seed).integers(0, 256, (config.batch_size, *feed.image_shape))
+    images = jnp.asarray(pixels, jnp.uint8)
+    with _without_cache():
+        began = time.perf_counter()
+        lowered = jax.jit(step).lower(variables, images)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        took = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
+    jax.block_until_ready(compiled(variables, images))
+
+    def run(count: int) -> float:
+        began = time.perf_counter()
+        results = [compiled(variables, images) for _ in range(count)]
+        jax.block_until_ready(results)
+        return (time.perf_counter() - began) / count
+
+    found = _compare(run, config, experiment, repeats, rival, train=False)
+    operations = 2 * layer_table(experiment.model, image_shape).macs
+    return _describe(found, config, operations, _memory(compiled), devices=1) | _rounded(took)
+
+
+def measure_startup(config: ConfigDict, repeats: int) -> dict[str, Any]:
+    """Measures a run's start up to its first step, in processes of their own.
+
+    Args:
+        config: of the experiment.
+        repeats: how often, each time without a compilation cache and then with the one just made.
+
+    Returns:
+        {"cold", "warm": {stage: {"median", "least", "most"} seconds}}, with the stages import (of the program, from the
+        start of its process), data (the feeds are open), init (parameters and optimizer state), step (traced, compiled
+        or read from the cache, and made once) and all of them together.
+
+    Raises:
+        UserError: the config or the dataset is not right.
+    """
+    validate(config, parallel.device_count())
+    seconds: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    for number in range(repeats):
+        logging.info(f"{number + 1} of {repeats}")
+        with tempfile.TemporaryDirectory() as folder:
+            config = config.copy_and_resolve_references()
+            config.compilation_cache = f"{folder}/xla"
+            epath.Path(f"{folder}/config.json").write_text(configs.to_json(config))
+            for which in seconds:
+                # The process is told when it was started: it can't know what passed before its first line.
+                command = [sys.executable, "-c", _START, f"{folder}/config.json", repr(time.time())]
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+                if result.returncode:
+                    raise UserError(f"a process could not make its first step: {result.stderr.strip()[-500:]}")
+                seconds[which].append(json.loads(result.stdout.splitlines()[-1]))
+    return {which: {name: spread([t[name] for t in times], 2) for name in times[0]} for which, times in seconds.items()}
+
+
+_START = "from cnn_research.training.benchmark_step import start; start()"
+
+
+def start() -> None:
+    """What `measure_startup`'s processes do: as `train` until its first step is done. Prints the seconds as JSON."""
+    path, began = sys.argv[1], float(sys.argv[2])
+    times = [began, time.time()]
+    config = configs.from_json(epath.Path(path).read_text())
+    parallel.initialise(config.compilation_cache, config.deterministic)
+    split = config.dataset.train_split
+    feed = open_feeds(config, (), split)[split]
+    times.append(time.time())
+    experiment = Experiment(config, feed)
+    state = parallel.replicate(experiment.initial_state())
+    arrays, key = parallel.replicate(feed.arrays), parallel.replicate(jax.random.key(config.seed))
+    jax.block_until_ready((state, arrays))
+    times.append(time.time())
+    with closing(feed.train_batches(0, config.batch_size, parallel.share(config.batch_size))) as host_batches:
+        batch = next(parallel.prefetch(host_batches, feed.prefetch))
+        jax.block_until_ready(experiment.train_step()(state, arrays, batch, key))
+    times.append(time.time())
+    stages = dict(zip(("import", "data", "init", "step"), np.diff(times).tolist(), strict=True))
+    print(json.dumps(stages | {"all": times[-1] - times[0]}), flush=True)
+    os._exit(0)  # without taking everything down in order, which isn't part of the start
+
+
+def _open(config: ConfigDict) -> tuple[Experiment, Feed]:
+    validate(config, parallel.device_count())
+    split = config.dataset.train_split
+    feed = open_feeds(config, (), split)[split]
+    return Experiment(config, feed), feed
+
+
+@contextmanager
+def _without_cache() -> Any:
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def _memory(compiled: Any) -> int | None:
+    """What one device needs for arguments, results and intermediate ones, in bytes; None where XLA doesn't say."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    sizes = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
+    return sum(sizes) - found.alias_size_in_bytes
+
+
+def _describe(
+    found: dict[str, Any], config: ConfigDict, flops: int, memory: int | None, devices: int | None = None
+) -> dict[str, Any]:
+    devices, peak, seconds = devices or parallel.device_count(), parallel.peak_flops(), found["step_ms"]["median"] / 1e3
+    rate = config.batch_size / seconds
+    return {
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "devices": devices,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "images_per_second": round(rate, 1),
+        "flops_per_image": flops,
+        "tflops": round(flops * rate / 1e12, 4),
+        "fraction_of_peak": round(flops * rate / peak / devices, 4) if peak else None,
+        "memory_bytes": memory,
+        **found,
+    }
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in seconds.items()}
+
+
+def _compare(
+    run: Run, config: ConfigDict, experiment: Experiment, repeats: int, rival: Sequence[str], *, train: bool
+) -> dict[str, Any]:
+    """Makes steps again and again, in turn with a rival's."""
+    steps = max(1, round(_SECONDS / run(2)))
+    if not rival:
+        return {"steps": steps, "step_ms": spread([1e3 * _noted(n, repeats, run, steps) for n in range(repeats)], 3)}
+    optimizer = config.optimizer
+    names = ("name", "learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")
+    spec = {
+        "network": config.model.name,
+        "fields": configs.model_fields(config),
+        "num_classes": experiment.model.num_classes,
+        "image_shape": experiment.input_shape,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "train": train,
+        "optimizer": {name: optimizer[name] for name in names},
+    }
+    with subprocess.Popen(
+        rival, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def ask(line: str) -> Any:
+            try:
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+                return json.loads(process.stdout.readline())
+            except (BrokenPipeError, json.JSONDecodeError):
+                said = process.stderr.read().strip().splitlines() or ["it said nothing"]
+                raise UserError(f"{' '.join(rival)} ended: {said[-1]}") from None
+
+        about, ours, theirs = ask(json.dumps(spec)), [], []
+        for number in range(repeats):
+            ours.append(_noted(number, repeats, run, steps))
+            theirs.append(ask(str(steps)))
+        process.stdin.close()
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    milliseconds = {
+        name: spread([1e3 * t for t in times], 3) for name, times in (("step_ms", ours), ("rival_ms", theirs))
+    }
+    return {"steps": steps, **milliseconds, "ratio": spread(ratios, 3), "rival": about}
+
+
+def _noted(number: int, repeats: int, run: Run, steps: int) -> float:
+    logging.info(f"{number + 1} of {repeats}")
+    return run(steps)

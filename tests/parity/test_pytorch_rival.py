@@ -1,0 +1,63 @@
+"""experiments/pytorch_rival.py makes steps of the same networks as ours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cnn_research.models import registry
+
+pytestmark = pytest.mark.parity
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+OPTIMIZER = {
+    "learning_rate": 0.01,
+    "momentum": 0.9,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "weight_decay": 1e-4,
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("lenet5", (28, 28, 1)), ("resnet20", (32, 32, 3)), ("resnet56", (32, 32, 3)), ("resnet50", (64, 64, 3))]
+    + [("vgg11_bn", (32, 32, 3)), ("googlenet_bn", (64, 64, 3)), ("densenet121", (64, 64, 3))],
+)
+def test_networks_have_as_many_parameters(torch, torchvision, monkeypatch, network, shape):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import pytorch_rival
+
+    theirs = pytorch_rival.create({"network": network, "fields": {}, "num_classes": 10, "image_shape": shape})
+    fields = {"auxiliary_heads": False} if "googlenet" in network else {}
+    model = registry.create_model(network, 10, **fields)
+    # torchvision's VGG pools adaptively to 7 x 7, so that its size doesn't depend on the image's.
+    size = (224, 224, 3) if "vgg" in network else shape
+    ours = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size)))["params"]
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.size for p in jax.tree.leaves(ours))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adamw"])
+def test_steps(optimizer):
+    """Of training, and of evaluation, as the protocol has it."""
+    for train in (True, False):
+        spec = {"network": "resnet20", "fields": {}, "num_classes": 10, "image_shape": [32, 32, 3], "batch_size": 4}
+        spec |= {"precision": "float32", "train": train, "optimizer": {"name": optimizer, **OPTIMIZER}}
+        command = [sys.executable, EXPERIMENTS / "pytorch_rival.py"]
+        result = subprocess.run(command, input=f"{json.dumps(spec)}\n2\n1\n", capture_output=True, text=True)
+        about, *seconds = map(json.loads, result.stdout.splitlines())
+        assert about["device"] == "cpu" and about["torch"]
+        assert len(seconds) == 2 and min(seconds) > 0
+
+
+def test_beside_each_other():
+    """What `benchmark.py step --against=torch` says of both."""
+    command = [sys.executable, EXPERIMENTS / "benchmark.py", "step", "--against=torch", "--repeats=1", "--json"]
+    config = f"--config={EXPERIMENTS / 'configs/lenet5_digits.py'}"
+    found = json.loads(subprocess.run([*command, config], capture_output=True, text=True, check=True).stdout)
+    assert found["ratio"]["median"] == pytest.approx(found["step_ms"]["median"] / found["rival_ms"]["median"], rel=0.01)
