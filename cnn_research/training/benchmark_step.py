@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from cnn_research import config as configs
 from cnn_research.errors import UserError
+from cnn_research.models import registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import parallel
 from cnn_research.training.benchmark import spread
@@ -159,7 +160,7 @@ _START = "from cnn_research.training.benchmark_step import start; start()"
 
 
 def start() -> None:
-    """What `measure_startup`'s processes do: as `train` until its first step is done. Prints the seconds as JSON."""
+    """What `measure_startup`'s processes do: as `train` until its first step is done. Writes the seconds as JSON."""
     path, began = sys.argv[1], float(sys.argv[2])
     times = [began, time.time()]
     config = configs.from_json(epath.Path(path).read_text())
@@ -177,7 +178,8 @@ def start() -> None:
         jax.block_until_ready(experiment.train_step()(state, arrays, batch, key))
     times.append(time.time())
     stages = dict(zip(("import", "data", "init", "step"), np.diff(times).tolist(), strict=True))
-    print(json.dumps(stages | {"all": times[-1] - times[0]}), flush=True)
+    sys.stdout.write(json.dumps(stages | {"all": times[-1] - times[0]}) + "\n")
+    sys.stdout.flush()
     os._exit(0)  # without taking everything down in order, which isn't part of the start
 
 
@@ -189,7 +191,7 @@ def _open(config: ConfigDict) -> tuple[Experiment, Feed]:
 
 
 @contextmanager
-def _without_cache() -> Any:
+def _without_cache() -> Iterator[None]:
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
@@ -237,11 +239,11 @@ def _compare(
     steps = max(1, round(_SECONDS / run(2)))
     if not rival:
         return {"steps": steps, "step_ms": spread([1e3 * _noted(n, repeats, run, steps) for n in range(repeats)], 3)}
-    optimizer = config.optimizer
+    optimizer, defaults = config.optimizer, registry.model_fields(config.model.name)
     names = ("name", "learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")
     spec = {
         "network": config.model.name,
-        "fields": configs.model_fields(config),
+        "fields": {k: v for k, v in configs.model_fields(config).items() if v != defaults[k]},
         "num_classes": experiment.model.num_classes,
         "image_shape": experiment.input_shape,
         "batch_size": config.batch_size,
@@ -249,29 +251,47 @@ def _compare(
         "train": train,
         "optimizer": {name: optimizer[name] for name in names},
     }
-    with subprocess.Popen(
-        rival, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-
-        def ask(line: str) -> Any:
-            try:
-                process.stdin.write(line + "\n")
-                process.stdin.flush()
-                return json.loads(process.stdout.readline())
-            except (BrokenPipeError, json.JSONDecodeError):
-                said = process.stderr.read().strip().splitlines() or ["it said nothing"]
-                raise UserError(f"{' '.join(rival)} ended: {said[-1]}") from None
-
-        about, ours, theirs = ask(json.dumps(spec)), [], []
+    ours, theirs = [], []
+    with _process(rival) as ask:
+        about = ask(json.dumps(spec))
         for number in range(repeats):
             ours.append(_noted(number, repeats, run, steps))
             theirs.append(ask(str(steps)))
-        process.stdin.close()
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     milliseconds = {
         name: spread([1e3 * t for t in times], 3) for name, times in (("step_ms", ours), ("rival_ms", theirs))
     }
     return {"steps": steps, **milliseconds, "ratio": spread(ratios, 3), "rival": about}
+
+
+@contextmanager
+def _process(command: Sequence[str]) -> Iterator[Callable[[str], Any]]:
+    """Starts a process that answers each line with one of JSON; gives what asks it. It ends with the context."""
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]} can't be started: {error.strerror}") from None
+
+    def ask(line: str) -> Any:
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            process.kill()
+            said = process.stderr.read().strip().splitlines() or ["it said nothing"]
+            raise UserError(f"{' '.join(command)} ended: {said[-1]}") from None
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _noted(number: int, repeats: int, run: Run, steps: int) -> float:

@@ -65,7 +65,7 @@ def test_steps(script, what):
 RIVAL = """
 import json, sys
 spec = json.loads(sys.stdin.readline())
-assert spec["train"] and spec["network"] == "lenet5" and spec["image_shape"] == [32, 32, 1], spec
+assert spec["train"] and spec["network"] == "convnet" and spec["batch_size"] == 32, spec
 print(json.dumps({"torch": "0", "device": "none"}), flush=True)
 for line in sys.stdin:
     print(0.5 if int(line) > 0 else None, flush=True)
@@ -95,12 +95,13 @@ def test_startup(script):
     ("arguments", "says"),
     [
         ([], "step, inference, startup, loop, data"),
-        (["date"], "did you mean 'data'"),
+        (["date"], "Did you mean 'data'"),
         (["step", "--against=pytorch"], "there is torch"),
         (["loop", "--against=torch"], "for step and inference"),
         (["step", "--against=torch", "--python=/bin/cat"], "ended: "),
+        (["step", "--against=torch", "--python=/no/such/python"], "No such file"),
     ],
 )
 def test_what_is_not_measured(script, arguments, says):
     _, err = script.run("benchmark", *arguments, *script.tiny, code=2)
-    assert says in err and err.startswith("error:") and "Traceback" not in err
+    assert says in err and err.splitlines()[-1].startswith("error:") and "Traceback" not in err
