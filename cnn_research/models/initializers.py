@@ -72,7 +72,7 @@ def variance_scaling(scale: float, mode: str, distribution: str) -> Scaled:
 
 
 def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
-    """Computes `model.init(key, images)`, to the bit, without a forward pass.
+    """Computes `model.init(key, images)`, up to its last bits, without a forward pass.
 
     Args:
         model: of images float[N, H, W, C].
