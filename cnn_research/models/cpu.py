@@ -213,7 +213,8 @@ def _replace_batch_norm(call: Callable[..., Any], args: Any, kwargs: Any, contex
         and module.use_fast_variance
         and len(args) == 1
         and not kwargs
-        and args[0].dtype == jnp.float32 == (module.dtype or jnp.float32)
+        and {args[0].dtype, jnp.dtype(module.dtype or jnp.float32), jnp.dtype(module.param_dtype)}
+        == {jnp.dtype("float32")}
     )
     if not usual or module.is_initializing():
         return call(*args, **kwargs)
@@ -324,6 +325,8 @@ def _continue(equation: Any, operands: list[Any]) -> Any:
     """What becomes of a convolution that waits: it goes on waiting, or is pooled. None for all other operations."""
     name = equation.primitive.name
     waiting, *others = sorted(operands, key=lambda value: not isinstance(value, _Convolution))
+    if any(isinstance(value, _Convolution) for value in others):  # a sum of two
+        return None
     if name == "add" and np.shape(others[0]) in ((), (1, 1, 1, waiting.features)):
         return waiting.followed_by(lambda y: y + others[0])
     if not others and (function := _rising(equation)):

@@ -175,6 +175,9 @@ class AllSorts(nn.Module):
         x = nn.Conv(4, (3, 3), name="first")(x)
         y = nn.relu(x)  # of a convolution that is used twice
         x = nn.max_pool(y, (2, 2), (2, 2)) + nn.avg_pool(x, (2, 2), (2, 2))
+        x = nn.Conv(4, (3, 3), name="one")(x) + nn.Conv(4, (3, 3), name="other")(x)
+        x = nn.Conv(4, (3, 3), name="twice")(x)
+        x = x + x
         x = nn.Conv(4, (3, 3), feature_group_count=2, name="groups")(x)
         x = nn.Conv(4, (3, 3), kernel_dilation=2, name="dilated")(x)
         x = nn.remat(nn.Conv)(4, (3, 3), name="again")(jnp.tanh(x))
