@@ -90,7 +90,12 @@ def create(spec):
     name, classes, channels = spec["network"], spec["num_classes"], spec["image_shape"][-1]
     if name == "lenet5" and spec["fields"].keys() <= {"dropout_rate"}:
         return LeNet5(classes, spec["image_shape"], **spec["fields"])
-    if spec["fields"]:
+    fields = dict(spec["fields"])
+    if name == "googlenet_bn":  # in training ours has auxiliary heads by default, torchvision's has others
+        if spec["train"] and fields.get("auxiliary_heads", True):
+            raise SystemExit("googlenet_bn is compared without its auxiliary heads: auxiliary_heads=False")
+        fields.pop("auxiliary_heads", None)
+    if fields:
         raise SystemExit(f"{name} with {spec['fields']} has no PyTorch counterpart here: leave these fields out")
     if name in CIFAR_RESNETS:
         return CifarResNet(classes, channels, CIFAR_RESNETS[name])

@@ -8,9 +8,11 @@ forms of these, which compute the same. The networks know nothing of it; for GPU
 What each form is worth stands in docs/performance.md.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -285,8 +287,16 @@ def _run(jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any
         return atom.val if hasattr(atom, "val") else known[atom]
 
     for equation in jaxpr.eqns:
-        known.update(zip(equation.outvars, _step(equation, [look_up(atom) for atom in equation.invars]), strict=True))
+        with _scope(equation):
+            results = _step(equation, [look_up(atom) for atom in equation.invars])
+        known.update(zip(equation.outvars, results, strict=True))
     return [look_up(atom) for atom in jaxpr.outvars]
+
+
+def _scope(equation: Any) -> Any:
+    """The names of the layers around an operation, which profiles show."""
+    names = str(equation.source_info.name_stack)
+    return jax.named_scope(names) if names else contextlib.nullcontext()
 
 
 def _step(equation: Any, operands: list[Any]) -> list[Any]:
@@ -341,11 +351,12 @@ def _continue(equation: Any, operands: list[Any]) -> Any:
 def _rising(equation: Any) -> Callable[[Any], Any] | None:
     """The activation that an operation is, where it is one that grows with its argument."""
     if equation.primitive.name == "custom_jvp_call":
-        body = equation.params["call_jaxpr"].jaxpr.eqns
+        body, name = equation.params["call_jaxpr"].jaxpr.eqns, ""
         while len(body) == 1 and body[0].primitive.name in ("jit", "pjit"):
-            body = body[0].params["jaxpr"].jaxpr.eqns
-        is_rectifier = len(body) == 1 and body[0].primitive.name == "max" and getattr(body[0].invars[1], "val", 1) == 0
-        return jax.nn.relu if is_rectifier else None
+            body, name = body[0].params["jaxpr"].jaxpr.eqns, body[0].params["name"]  # others have other gradients
+        if name == "relu" and len(body) == 1 and body[0].primitive.name == "max":
+            return jax.nn.relu
+        return None
     return {"tanh": lax.tanh, "logistic": lax.logistic}.get(equation.primitive.name)
 
 
@@ -372,6 +383,7 @@ def _pooling(equation: Any) -> tuple[tuple[int, int], tuple[int, int], Pads] | N
     window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
     ends = (0, -1)
     plain = {*p["base_dilation"], *p["window_dilation"]} == {1} and len(window) == 4
+    plain = plain and jnp.issubdtype(equation.invars[0].aval.dtype, jnp.floating)
     if not plain or any(window[i] != 1 or strides[i] != 1 or any(padding[i]) for i in ends):
         return None
     return tuple(window[1:3]), tuple(strides[1:3]), tuple(padding[1:3])
@@ -381,16 +393,16 @@ def _pooling(equation: Any) -> tuple[tuple[int, int], tuple[int, int], Pads] | N
 
 
 def keep_memory() -> None:
-    """Lets this process keep the memory that it frees, on Linux with glibc's allocator; does nothing elsewhere.
+    """Lets this process keep the memory that it frees, for good, on Linux with glibc's allocator; else does nothing.
 
-    Before JAX's backend starts: threads that have got arenas of their own stay with them.
+    To be called before JAX's backend starts: threads that have got arenas of their own stay with them.
 
     XLA asks for the memory of a step's intermediate results anew in each step. The allocator would get such large
     blocks from the system and give them back each time, and the system clears them page by page: a third of the time of
     ResNet-50's step. The price: what has been used once is never given back, and blocks of several sizes may take up
     to twice the memory.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is None:
         return
     one_arena, no_mapped_blocks, never_trim = (-8, 1), (-4, 0), (-1, -1)  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD

@@ -2,7 +2,8 @@
 
 A `Scaled` initializer is one of Flax's kind. What sets it apart is that `init` knows what it would compute: compiling a
 chain of random numbers for the shape of every parameter takes longer than all the rest of a deep network's start, so
-the numbers of many parameters are drawn by one program, and cut and scaled on the host. The values are the same.
+the numbers of many parameters are drawn by one program, and cut and scaled on the host. They are those of Flax's own
+`init`; XLA may round the two programs differently in the last bit.
 """
 
 import dataclasses
@@ -152,6 +153,8 @@ def _put_off(waiting: list[_Draw], call: Callable, args: Any, kwargs: Any, conte
 
 def _constant(var: Any, made_by: Mapping[Any, Any]) -> np.ndarray | None:
     """The value of an array that is one known number throughout: zeros, ones."""
+    if hasattr(var, "val"):  # a literal
+        return np.asarray(var.val, var.aval.dtype)
     equation = made_by.get(var)
     if equation is None or equation.primitive.name != "broadcast_in_dim" or not hasattr(equation.invars[0], "val"):
         return None
@@ -162,7 +165,7 @@ def _folds(var: Any, root: Any, made_by: Mapping[Any, Any]) -> tuple[int, ...] |
     """The numbers that were folded into a root key, one after the other, to get another key."""
     if var is root:
         return ()
-    equation = made_by.get(var)
+    equation = None if hasattr(var, "val") else made_by.get(var)
     if equation is None or equation.primitive.name != "random_fold_in" or not hasattr(equation.invars[1], "val"):
         return None
     before = _folds(equation.invars[0], root, made_by)

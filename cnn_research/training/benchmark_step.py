@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from cnn_research import config as configs
@@ -74,8 +75,10 @@ def measure_step(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) ->
         jax.block_until_ready(state)
         return (time.perf_counter() - began) / count
 
-    found = _compare(run, config, experiment, repeats, rival, train=True)
-    return _describe(found, config, experiment.flops_per_image, _memory(compiled)) | _rounded(took)
+    spec = _spec(config, experiment, experiment.input_shape, config.batch_size, train=True)
+    found = _compare(run, repeats, rival, spec)
+    devices, operations = parallel.device_count(), experiment.flops_per_image
+    return _describe(found, config, config.batch_size, operations, _memory(compiled), devices) | _rounded(took)
 
 
 def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) -> dict[str, Any]:
@@ -85,25 +88,22 @@ def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = (
         config, repeats, rival: as of `measure_step`.
 
     Returns:
-        As `measure_step`.
+        As `measure_step`. Operations are those of all views of an image.
 
     Raises:
-        UserError: as `measure_step`.
+        UserError: as `measure_step`; or there is a rival, which sees images once, and the protocol has several views.
     """
-    config = config.copy_and_resolve_references()
-    config.batch_size = config.eval_batch_size
-    experiment, feed = _open(config)
-    variables = experiment.initial_state().network
-    image_shape = experiment.input_shape
-    step = functools.partial(
-        predict,
-        mean=config.dataset.mean,
-        std=config.dataset.std,
-        model=experiment.model,
-        make_views=evaluation_views(config.evaluation),
-    )
-    pixels = np.random.default_rng(config.seed).integers(0, 256, (config.batch_size, *feed.image_shape))
+    experiment, feed = _open(config, config.dataset.test_split)
+    variables, batch_size = experiment.initial_state().network, config.eval_batch_size
+    make_views = evaluation_views(config.evaluation)
+    pixels = np.random.default_rng(config.seed).integers(0, 256, (batch_size, *feed.image_shape))
     images = jnp.asarray(pixels, jnp.uint8)
+    views, _, *shape = jax.eval_shape(make_views, images).shape
+    if rival and views > 1:
+        raise UserError(f"config.evaluation has {views} views of an image; the other side sees each once")
+    step = functools.partial(
+        predict, mean=config.dataset.mean, std=config.dataset.std, model=experiment.model, make_views=make_views
+    )
     with _without_cache():
         began = time.perf_counter()
         lowered = jax.jit(step).lower(variables, images)
@@ -118,9 +118,10 @@ def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = (
         jax.block_until_ready(results)
         return (time.perf_counter() - began) / count
 
-    found = _compare(run, config, experiment, repeats, rival, train=False)
-    operations = 2 * layer_table(experiment.model, image_shape).macs
-    return _describe(found, config, operations, _memory(compiled), devices=1) | _rounded(took)
+    spec = _spec(config, experiment, shape, batch_size, train=False)
+    found = _compare(run, repeats, rival, spec)
+    operations = 2 * views * layer_table(experiment.model, shape).macs
+    return _describe(found, config, batch_size, operations, _memory(compiled), devices=1) | _rounded(took)
 
 
 def measure_startup(config: ConfigDict, repeats: int) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def measure_startup(config: ConfigDict, repeats: int) -> dict[str, Any]:
     Raises:
         UserError: the config or the dataset is not right.
     """
-    validate(config, parallel.device_count())
+    # Without asking JAX for its devices: what this process held, the others could not have.
     seconds: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     for number in range(repeats):
         logging.info(f"{number + 1} of {repeats}")
@@ -165,10 +166,8 @@ def start() -> None:
     times = [began, time.time()]
     config = configs.from_json(epath.Path(path).read_text())
     parallel.initialise(config.compilation_cache, config.deterministic)
-    split = config.dataset.train_split
-    feed = open_feeds(config, (), split)[split]
+    experiment, feed = _open(config)
     times.append(time.time())
-    experiment = Experiment(config, feed)
     state = parallel.replicate(experiment.initial_state())
     arrays, key = parallel.replicate(feed.arrays), parallel.replicate(jax.random.key(config.seed))
     jax.block_until_ready((state, arrays))
@@ -183,20 +182,25 @@ def start() -> None:
     os._exit(0)  # without taking everything down in order, which isn't part of the start
 
 
-def _open(config: ConfigDict) -> tuple[Experiment, Feed]:
+def _open(config: ConfigDict, split: str = "") -> tuple[Experiment, Feed]:
+    """The experiment with the feed that it trains on, or with that of a split to evaluate."""
     validate(config, parallel.device_count())
-    split = config.dataset.train_split
-    feed = open_feeds(config, (), split)[split]
+    train_split = config.dataset.train_split
+    feed = open_feeds(config, (split,))[split] if split else open_feeds(config, (), train_split)[train_split]
     return Experiment(config, feed), feed
 
 
 @contextmanager
 def _without_cache() -> Iterator[None]:
+    """Nothing is read from the persistent cache or written to it."""
+    before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the setting once, when it first compiles something
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _memory(compiled: Any) -> int | None:
@@ -209,12 +213,11 @@ def _memory(compiled: Any) -> int | None:
 
 
 def _describe(
-    found: dict[str, Any], config: ConfigDict, flops: int, memory: int | None, devices: int | None = None
+    found: dict[str, Any], config: ConfigDict, batch_size: int, flops: int, memory: int | None, devices: int
 ) -> dict[str, Any]:
-    devices, peak, seconds = devices or parallel.device_count(), parallel.peak_flops(), found["step_ms"]["median"] / 1e3
-    rate = config.batch_size / seconds
+    peak, rate = parallel.peak_flops(), batch_size / found["step_ms"]["median"] * 1e3
     return {
-        "batch_size": config.batch_size,
+        "batch_size": batch_size,
         "precision": config.precision,
         "devices": devices,
         "device": jax.devices()[0].device_kind,
@@ -232,25 +235,29 @@ def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 2) for name, value in seconds.items()}
 
 
-def _compare(
-    run: Run, config: ConfigDict, experiment: Experiment, repeats: int, rival: Sequence[str], *, train: bool
+def _spec(
+    config: ConfigDict, experiment: Experiment, image_shape: Sequence[int], batch_size: int, *, train: bool
 ) -> dict[str, Any]:
-    """Makes steps again and again, in turn with a rival's."""
-    steps = max(1, round(_SECONDS / run(2)))
-    if not rival:
-        return {"steps": steps, "step_ms": spread([1e3 * _noted(n, repeats, run, steps) for n in range(repeats)], 3)}
+    """What a rival is told of the steps that it shall make."""
     optimizer, defaults = config.optimizer, registry.model_fields(config.model.name)
     names = ("name", "learning_rate", "momentum", "beta1", "beta2", "epsilon", "weight_decay")
-    spec = {
+    return {
         "network": config.model.name,
         "fields": {k: v for k, v in configs.model_fields(config).items() if v != defaults[k]},
         "num_classes": experiment.model.num_classes,
-        "image_shape": experiment.input_shape,
-        "batch_size": config.batch_size,
+        "image_shape": list(image_shape),
+        "batch_size": batch_size,
         "precision": config.precision,
         "train": train,
         "optimizer": {name: optimizer[name] for name in names},
     }
+
+
+def _compare(run: Run, repeats: int, rival: Sequence[str], spec: dict[str, Any]) -> dict[str, Any]:
+    """Makes steps again and again, in turn with a rival's."""
+    steps = max(1, round(_SECONDS / run(2)))
+    if not rival:
+        return {"steps": steps, "step_ms": spread([1e3 * _noted(n, repeats, run, steps) for n in range(repeats)], 3)}
     ours, theirs = [], []
     with _process(rival) as ask:
         about = ask(json.dumps(spec))
@@ -267,31 +274,32 @@ def _compare(
 @contextmanager
 def _process(command: Sequence[str]) -> Iterator[Callable[[str], Any]]:
     """Starts a process that answers each line with one of JSON; gives what asks it. It ends with the context."""
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    except OSError as error:
-        raise UserError(f"{command[0]} can't be started: {error.strerror}") from None
-
-    def ask(line: str) -> Any:
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that no one reads would fill up and stop the process
         try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError):
-            process.kill()
-            said = process.stderr.read().strip().splitlines() or ["it said nothing"]
-            raise UserError(f"{' '.join(command)} ended: {said[-1]}") from None
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+        except OSError as error:
+            raise UserError(f"{command[0]} can't be started: {error.strerror}") from None
 
-    try:
-        yield ask
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            with suppress(BrokenPipeError):
-                pipe.close()
+        def ask(line: str) -> Any:
+            try:
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+                return json.loads(process.stdout.readline())
+            except (BrokenPipeError, json.JSONDecodeError):
+                process.kill()
+                process.wait()
+                said.seek(0)
+                last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+                raise UserError(f"{' '.join(command)} ended: {last}") from None
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def _noted(number: int, repeats: int, run: Run, steps: int) -> float:

@@ -177,6 +177,8 @@ def disconnect() -> None:
 def initialise(compilation_cache: str, deterministic: bool = False) -> None:
     """Sets up JAX for this process; after `connect`, before anything else is asked of JAX.
 
+    Where it will compute on CPUs alone, the process from now on keeps the memory that it frees: `cpu.keep_memory`.
+
     Args:
         compilation_cache: folder of XLA's persistent cache, "" for none. Everything is kept, the small programs of a
             start too: together they take seconds to compile.

@@ -138,10 +138,9 @@ def train_step(
         if frozen:
             params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, frozen(params))
         variables = {"params": params, "batch_stats": batch_stats}
-        with nn.intercept_methods(_use_running_statistics(is_frozen)) if is_frozen else contextlib.nullcontext():
-            logits, updates = model.apply(
-                variables, images, train=True, mutable=["batch_stats", "auxiliary"], rngs={"dropout": key}
-            )
+        logits, updates = model.apply(
+            variables, images, train=True, mutable=["batch_stats", "auxiliary"], rngs={"dropout": key}
+        )
         losses = loss(logits, targets)
         heads = jax.tree.leaves(updates.get("auxiliary", {}))
         auxiliary = sum(jnp.mean(loss(head, targets)) for head in heads)
@@ -149,15 +148,18 @@ def train_step(
         total = jnp.mean(losses) + auxiliary_weight * auxiliary
         return total * scale, (logits, losses, updates.get("batch_stats", {}))
 
+    def gradients(*args: Any) -> Any:
+        # Around `accelerate`, which must see what the normalisations have become.
+        with nn.intercept_methods(_use_running_statistics(is_frozen)) if is_frozen else contextlib.nullcontext():
+            return jax.grad(loss_fn, has_aux=True)(*args)
+
     def add_part(so_far: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], tuple[jax.Array, jax.Array]]:
         grads, batch_stats = so_far
-        new_grads, (logits, losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, batch_stats, *part)
+        new_grads, (logits, losses, batch_stats) = gradients(state.params, batch_stats, *part)
         return (jax.tree.map(jnp.add, grads, new_grads), batch_stats), (logits, losses)
 
     if accumulation == 1:
-        grads, (logits, losses, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, images, targets, dropout_key
-        )
+        grads, (logits, losses, batch_stats) = gradients(state.params, state.batch_stats, images, targets, dropout_key)
     else:
         parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), (images, targets))
         (grads, batch_stats), outputs = jax.lax.scan(

@@ -1,6 +1,7 @@
 """The forms that are faster on a CPU compute what XLA's and Flax's own do, in value and gradient."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,36 @@ def test_a_function_of_all_sorts():
         return {"logits": model.apply({"params": params}, x, rngs={"dropout": jax.random.key(2)}), "nothing": None}
 
     expect_same(cpu.accelerate(run), run, variables["params"], x)
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.maximum(x, 0)
+
+
+straight_through.defjvp(lambda values, tangents: (straight_through(*values), tangents[0]))
+
+
+def test_gradients_of_its_own_stay_a_rectifiers():
+    def run(x, kernel):
+        return nn.max_pool(straight_through(_lax_conv(x, kernel, (1, 1), NONE)), (2, 2), (2, 2))
+
+    expect_same(cpu.accelerate(run), run, normal(2, 6, 6, 1), normal(3, 3, 1, 2))
+
+
+def test_whole_numbers_are_pooled_as_they_were():
+    run = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME")
+    x = np.arange(18, dtype=np.int32).reshape(2, 3, 3, 1)
+    np.testing.assert_array_equal(cpu.accelerate(run)(x), run(x))
+
+
+def test_operations_keep_the_names_of_their_layers():
+    model = registry.create_model("convnet", 3, filters=(16, 3), dense=())
+    variables = model.init(jax.random.key(0), normal(1, 8, 8, 16))
+    run = jax.jit(jax.grad(cpu.accelerate(lambda params, x: model.apply({"params": params}, x).sum())))
+    text = run.lower(variables["params"], normal(1, 8, 8, 16)).compile().as_text()
+    for layer in ("conv1", "conv2"):
+        assert re.search(rf'op_name="[^"]*{layer}[^"]*conv_general_dilated', text), layer
 
 
 def primitives(function, *arrays):

@@ -137,6 +137,8 @@ class OwnInitializers(nn.Module):
     def __call__(self, x, train=False):
         x = nn.Conv(3, (3, 3), kernel_init=nn.initializers.orthogonal(), bias_init=nn.initializers.normal(0.5))(x)
         x = x * self.param("scale", layers.INITIALIZERS["xavier"], (2, 3))[0]
+        x = nn.PReLU()(x) + self.param("number", nn.initializers.constant(0.1), ())
+        self.variable("counters", "steps", lambda: jnp.int32(7))
         x = nn.remat(nn.Conv)(4, (3, 3), kernel_init=layers.INITIALIZERS["he"], name="again")(x)
         return nn.Dense(2, kernel_init=layers.INITIALIZERS["lecun"], param_dtype=jnp.float16)(x.mean((1, 2)))
 

@@ -33,8 +33,9 @@ def test_networks_have_as_many_parameters(torch, torchvision, monkeypatch, netwo
     monkeypatch.syspath_prepend(EXPERIMENTS)
     import pytorch_rival
 
-    theirs = pytorch_rival.create({"network": network, "fields": {}, "num_classes": 10, "image_shape": shape})
     fields = {"auxiliary_heads": False} if "googlenet" in network else {}
+    spec = {"network": network, "fields": fields, "num_classes": 10, "image_shape": shape, "train": True}
+    theirs = pytorch_rival.create(spec)
     model = registry.create_model(network, 10, **fields)
     # torchvision's VGG pools adaptively to 7 x 7, so that its size doesn't depend on the image's.
     size = (224, 224, 3) if "vgg" in network else shape

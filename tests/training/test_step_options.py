@@ -8,6 +8,7 @@ import optax
 import pytest
 from step_run import ARRAYS, BATCH, CLASSES, MEAN, STD, Run, assert_close, convnet, differ, linear, train_batch
 
+from cnn_research.models import cpu
 from cnn_research.training import parallel
 from cnn_research.training.state import TrainState
 from cnn_research.training.step import _adapted
@@ -131,9 +132,10 @@ def test_frozen_parameters_have_no_gradient_and_count_in_no_norm():
     assert sums["gradient_norm"] < plain_sums["gradient_norm"]
 
 
-def test_frozen_batch_normalisation_is_that_of_evaluation():
+@pytest.mark.parametrize("options", [{}, {"accelerate": cpu.accelerate}])
+def test_frozen_batch_normalisation_is_that_of_evaluation(options):
     model = convnet(axis_name=None)
-    run, batch = Run(model, is_frozen=lambda path: path == "norm1"), train_batch()
+    run, batch = Run(model, is_frozen=lambda path: path == "norm1", **options), train_batch()
     stats = {"norm1": {"mean": np.float32([0.3, -0.2, 0.1]), "var": np.float32([0.5, 2.0, 1.0])}}
     state = run.initial.replace(batch_stats=stats)
     found = parallel.to_host(run.devices(batch, state)[0])
