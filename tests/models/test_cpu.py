@@ -265,5 +265,7 @@ def test_networks_have_the_same_gradients_and_none_of_the_slow_operations(name, 
     ours, theirs = cpu.accelerate(run), run
     assert "select_and_scatter_add" not in primitives(jax.grad(ours, has_aux=True), variables["params"], x)
     found, expected = (jax.jit(jax.value_and_grad(f, has_aux=True))(variables["params"], x) for f in (ours, theirs))
+    # What a normalisation that follows takes away again, such as an offset, has a gradient of nothing but rounding.
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * max(float(jnp.abs(b).max()), 1e-3))
+        np.testing.assert_allclose(a, b, rtol=0, atol=max(2e-4 * float(jnp.abs(b).max()), 1e-5 * largest))
