@@ -286,9 +286,8 @@ def prefetch(
         calls: how many steps each call of the compiled function makes. The batches of S > 1 steps come as one, of
             [local devices, S, b / local devices, ...]. None: one each.
     """
-    shards = map(shard, batches)
-    if calls is not None:
-        shards = (_stack(list(itertools.islice(shards, steps))) for steps in calls)
+    single = map(shard, batches)
+    shards = single if calls is None else (_stack(list(itertools.islice(single, steps))) for steps in calls)
     return jax_utils.prefetch_to_device(shards, count, **_AS_PMAP) if count else shards
 
 
