@@ -120,7 +120,7 @@ def test_commands_of_a_dry_run_train_what_the_sweep_lacks(sweep, script, tmp_pat
     flags = [*FLAGS, f"--flagfile={tmp_path}/sweep.flags", f"--workdir={workdir}"]
     before = finished(sweep)
     (command,) = script.run("sweep", *flags, "--dry_run")[0].splitlines()
-    assert shlex.split(command)[:2] == [sys.executable, str(ROOT / "experiments" / "train.py")]
+    assert shlex.split(command)[:4] == [sys.executable, "-m", "cnn_research.commands", "train"]
     assert finished(sweep) == before and not (sweep / "optimizer.learning_rate=0.05,seed=2").exists()
     subprocess.run(command, shell=True, check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
     # What a cluster has run, tables are made of.
