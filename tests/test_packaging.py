@@ -7,12 +7,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import cnn_research
+from cnn_research.commands.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cnn_research"
+EXPERIMENTS = ROOT / "experiments"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
@@ -35,16 +40,31 @@ PLACES = {
 }
 
 
-def oldest_pins() -> dict[str, Version]:
-    """The versions in constraints/oldest.txt by canonical name."""
-    pins = {}
-    for line in (ROOT / "constraints" / "oldest.txt").read_text().splitlines():
+def pins(name: str) -> dict[str, Version]:
+    """The versions in a file of constraints/ by canonical name."""
+    found = {}
+    for line in (ROOT / "constraints" / name).read_text().splitlines():
         if text := line.split("#")[0].strip():
             requirement = Requirement(text)
             (specifier,) = requirement.specifier
-            assert specifier.operator == "==", line
-            pins[canonicalize_name(requirement.name)] = Version(specifier.version)
-    return pins
+            assert specifier.operator == "==" and canonicalize_name(requirement.name) not in found, line
+            found[canonicalize_name(requirement.name)] = Version(specifier.version)
+    return found
+
+
+def needed(requirements: list[Requirement]) -> set[str]:
+    """The distributions by canonical name that the installed versions of these and of theirs ask for, here."""
+    todo, seen = list(requirements), set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, *sorted(requirement.extras)) not in seen:
+            seen.add((name, *sorted(requirement.extras)))
+            for line in importlib.metadata.requires(name) or []:
+                marker = Requirement(line).marker
+                if not marker or any(marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)):
+                    todo.append(Requirement(line))
+    return {name for name, *_ in seen}
 
 
 def dotted(node: ast.expr, aliases: dict[str, str]) -> str | None:
@@ -88,12 +108,27 @@ def uses(source: str, name: str) -> bool:
 @pytest.mark.parametrize("requirement", CORE + EXTRAS, ids=str)
 def test_lower_bound_is_the_oldest_tested_version(requirement):
     bounds = [Version(specifier.version) for specifier in requirement.specifier if specifier.operator == ">="]
-    assert bounds == [oldest_pins()[canonicalize_name(requirement.name)]]
+    assert bounds == [pins("oldest.txt")[canonicalize_name(requirement.name)]]
 
 
 def test_oldest_pins_only_what_is_a_dependency():
-    assert set(oldest_pins()) == {canonicalize_name(requirement.name) for requirement in CORE} | {"jaxlib"}
-    assert oldest_pins()["jaxlib"] == oldest_pins()["jax"]
+    oldest = pins("oldest.txt")
+    assert set(oldest) == {canonicalize_name(requirement.name) for requirement in CORE} | {"jaxlib"}
+    assert oldest["jaxlib"] == oldest["jax"]
+
+
+@pytest.mark.parametrize("requirement", CORE, ids=str)
+def test_newest_pins_fit_the_bounds(requirement):
+    name = canonicalize_name(requirement.name)
+    assert pins("newest.txt")[name] in requirement.specifier
+    assert pins("newest.txt")[name] >= pins("oldest.txt")[name]
+
+
+def test_newest_pins_everything_that_is_installed_with_it():
+    newest, jax = pins("newest.txt"), Version(importlib.metadata.version("jax"))
+    if sys.platform != "linux" or sys.version_info < (3, 12) or jax != newest["jax"]:
+        pytest.skip("other versions may need others")
+    assert needed(CORE) == set(newest)
 
 
 def test_core_dependencies_stay_light():
@@ -126,9 +161,15 @@ def test_optional_packages_are_imported_by_the_functions_that_need_them():
 
 def test_every_package_directory_is_listed():
     directories = {".".join(file.parent.relative_to(ROOT).parts) for file in FILES}
-    assert directories == set(PROJECT["tool"]["setuptools"]["packages"])
+    moved = PROJECT["tool"]["setuptools"]["package-dir"]
+    assert directories | set(moved) == set(PROJECT["tool"]["setuptools"]["packages"])
     for name in directories:
         assert (ROOT / name.replace(".", "/") / "__init__.py").is_file(), name
+    # The name in the wheel is what commands/experiments.py looks for; what is directly in experiments/ starts commands.
+    of_experiments = {file.parent for file in EXPERIMENTS.rglob("*.py") if file.parent != EXPERIMENTS}
+    assert {f"cnn_research.{folder.name}": folder for folder in of_experiments} == {
+        name: ROOT / folder for name, folder in moved.items()
+    }
 
 
 def test_every_other_file_of_the_package_is_installed():
@@ -140,6 +181,27 @@ def test_every_other_file_of_the_package_is_installed():
     }
     others = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert others == listed
+
+
+def test_console_has_every_command():
+    """A command is a module of commands/ with a run() that takes nothing."""
+    functions = {
+        file.stem: [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+        for file in (PACKAGE / "commands").glob("*.py")
+    }
+    modules = {
+        stem for stem, nodes in functions.items() for node in nodes if node.name == "run" and not node.args.args
+    }
+    assert modules == set(COMMANDS)
+    # A checkout has a script for each too, but for what belongs to the console alone.
+    assert {file.stem for file in EXPERIMENTS.glob("*.py")} == modules - {"completion"}
+    for name in modules - {"completion"}:
+        body = [node for node in ast.parse((EXPERIMENTS / f"{name}.py").read_text()).body[1:]]
+        assert ast.unparse(ast.Module(body, [])).splitlines() == [
+            f"from cnn_research.commands import {name}",
+            "if __name__ == '__main__':",
+            f"    {name}.run()",
+        ]
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES.items())

@@ -45,6 +45,8 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
                 raise UserError(f"{' and '.join(missing)} must be given; --help shows all flags")
         except (flags.Error, UserError) as error:
             _leave(2, _as_errors(error))
+        except SystemExit:  # of --help, which absl reports as a failure
+            sys.exit(0)
         return rest
 
     def guarded(argv: list[str]) -> None:

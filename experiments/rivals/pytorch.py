@@ -9,7 +9,10 @@ import json
 import sys
 import time
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit(f"{sys.executable} has no torch: install it there, or name a Python that has it by --python=...")
 from torch import nn
 from torch.nn import functional as F
 
