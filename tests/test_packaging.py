@@ -2,6 +2,8 @@
 
 import ast
 import importlib.metadata
+import os
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -189,9 +192,7 @@ def test_console_has_every_command():
         file.stem: [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
         for file in (PACKAGE / "commands").glob("*.py")
     }
-    modules = {
-        stem for stem, nodes in functions.items() for node in nodes if node.name == "run" and not node.args.args
-    }
+    modules = {stem for stem, nodes in functions.items() for node in nodes if node.name == "run" and not node.args.args}
     assert modules == set(COMMANDS)
     # A checkout has a script for each too, but for what belongs to the console alone.
     assert {file.stem for file in EXPERIMENTS.glob("*.py")} == modules - {"completion"}
@@ -235,3 +236,63 @@ def test_has_one_place(name, place):
 )
 def test_the_search_for_names_finds_them(source, name, expected):
     assert uses(source, name) is expected
+
+
+def read_yaml(path):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def test_python_versions_agree():
+    """Of the package, of what `make` looks for, and of the workflow, which has the newest and the oldest."""
+    prefix = "Programming Language :: Python :: "
+    classifiers = PROJECT["project"]["classifiers"]
+    versions = [line.removeprefix(prefix) for line in classifiers if line.startswith(prefix)]
+    supported = SpecifierSet(PROJECT["project"]["requires-python"])
+    assert [f"3.{minor}" for minor in range(8, 20) if Version(f"3.{minor}.1") in supported] == versions
+    assert f"PYTHONS := {' '.join(reversed(versions))}\n" in (ROOT / "Makefile").read_text()
+    (setup,) = [s for s in read_yaml(".github/workflows/ci.yml")["jobs"]["checks"]["steps"] if "with" in s]
+    assert setup["with"]["python-version"].split() == [versions[0], versions[-1]]
+
+
+def test_workflow_runs_the_same_as_everywhere():
+    workflow = read_yaml(".github/workflows/ci.yml")
+    assert set(workflow[True]) == {"push", "pull_request"}  # `on` is a truth value of YAML 1.1
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_targets_of_the_checks_exist():
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for file in (".ci/run", "CONTRIBUTING.md", ".github/pull_request_template.md"):
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)|`(test-[a-z]+)`", (ROOT / file).read_text(), re.M))
+        assert {name for pair in named for name in pair if name} <= targets, file
+    run = (ROOT / ".ci" / "run").read_text()
+    # What takes an hour is for a person to start.
+    assert {target for target in targets if target.startswith("test-")} - {"test-full"} <= set(
+        re.findall(r"^make ([a-z-]+)", run, re.MULTILINE)
+    )
+
+
+def test_citation():
+    citation = read_yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
+    assert citation["version"] == cnn_research.__version__
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert citation["authors"] == [{"name": "cnn-research contributors"}]
+
+
+def test_forms_for_issues():
+    for name in ("bug", "feature"):
+        form = read_yaml(f".github/ISSUE_TEMPLATE/{name}.yml")
+        assert form["name"] and form["description"]
+        identities = [field["id"] for field in form["body"]]
+        assert len(set(identities)) == len(identities) and all(field["attributes"]["label"] for field in form["body"])
+
+
+def test_hooks_use_the_environment_of_make():
+    """And so its versions, of which pyproject.toml has the only list."""
+    (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system" and hook["entry"].startswith(".venv/bin/"), hook["id"]
