@@ -138,7 +138,7 @@ lint: .venv/dev ## check style, formatting, the direction of imports, and shell 
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/lint-imports
-	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run
+	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run cnn_research/commands/completion.bash
 
 format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff check --fix
