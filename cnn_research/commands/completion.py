@@ -17,7 +17,7 @@ _USAGE = "\n".join(
 
 
 def run() -> None:
-    """Runs the command; without absl's flags, whose module takes JAX along."""
+    """Runs the command; without launch.py, which takes JAX along."""
     given = sys.argv[1:]
     if given in (["--help"], ["-h"]):
         print(f"{sys.modules['__main__'].__doc__}\n{_USAGE}")
