@@ -55,14 +55,16 @@ def pins(name: str) -> dict[str, Version]:
     return found
 
 
-def needed(requirements: list[Requirement]) -> set[str]:
-    """The distributions by canonical name that the installed versions of these and of theirs ask for, here."""
+def needed(requirements: list[Requirement], known: dict[str, Version]) -> set[str]:
+    """The distributions by canonical name that these and theirs ask for, here, as far as known versions are installed."""
     todo, seen = list(requirements), set()
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         if (name, *sorted(requirement.extras)) not in seen:
             seen.add((name, *sorted(requirement.extras)))
+            if known.get(name) != Version(importlib.metadata.version(name)):
+                continue
             for line in importlib.metadata.requires(name) or []:
                 marker = Requirement(line).marker
                 if not marker or any(marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)):
@@ -128,10 +130,10 @@ def test_newest_pins_fit_the_bounds(requirement):
 
 
 def test_newest_pins_everything_that_is_installed_with_it():
-    newest, jax = pins("newest.txt"), Version(importlib.metadata.version("jax"))
-    if sys.platform != "linux" or sys.version_info < (3, 12) or jax != newest["jax"]:
-        pytest.skip("other versions may need others")
-    assert needed(CORE) == set(newest)
+    if sys.platform != "linux" or sys.version_info < (3, 12):
+        pytest.skip("they are those of Linux and newer Pythons")
+    newest = pins("newest.txt")
+    assert needed(CORE, newest) <= set(newest)
 
 
 def test_core_dependencies_stay_light():

@@ -79,9 +79,7 @@ def typed(request, tmp_path_factory):
     read_until(ours, "set up")
 
     def enter(line):
-        os.write(ours, f"cnn-research {line}\t".encode())
-        time.sleep(0.1)  # zsh has a use of its own for a tab with more behind it
-        os.write(ours, b"\r")
+        os.write(ours, f"cnn-research {line}\t\r".encode())
         read_until(ours, "END\r\n")
         return (folder / "got").read_text().splitlines()
 
