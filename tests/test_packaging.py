@@ -56,7 +56,7 @@ def pins(name: str) -> dict[str, Version]:
 
 
 def needed(requirements: list[Requirement], known: dict[str, Version]) -> set[str]:
-    """The distributions by canonical name that these and theirs ask for, here, as far as known versions are installed."""
+    """What these and theirs ask for, here, by canonical name; those of a version that is not known are not asked."""
     todo, seen = list(requirements), set()
     while todo:
         requirement = todo.pop()
