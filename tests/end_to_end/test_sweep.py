@@ -101,7 +101,7 @@ def test_what_is_done_is_not_done_again(sweep, script):
     assert "± " in out and "4 finished, 2 diverged" in err
 
     out, _ = script.run("sweep", *flags, "--retry", "--dry_run")
-    assert [shlex.split(line)[3] for line in out.splitlines()] == [f"--workdir={sweep}/{name}" for name in DIVERGES]
+    assert [shlex.split(line)[5] for line in out.splitlines()] == [f"--workdir={sweep}/{name}" for name in DIVERGES]
 
 
 def test_a_changed_experiment_is_refused(sweep, script):
