@@ -68,7 +68,8 @@ def test_docstring_names_the_command_and_the_paper(path):
     text = " ".join(ast.get_docstring(ast.parse(path.read_text())).replace("\\", " ").split())
     command = re.search(r"python experiments/train\.py --config=(\S+) --workdir=(\S+)", text)
     assert command.groups() == (f"experiments/configs/{path.stem}.py", f"runs/{path.stem}")
-    assert re.search(r"(et al\.| & \w+),? .*?\b(19|20)\d\d\b", text) or "No published figure" in text
+    paper = r"(et al\.| & \w+),? .*?\b(19|20)\d\d\b|\b[A-Z]\w+ (19|20)\d\d, \""
+    assert re.search(paper, text) or "No published figure" in text
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -84,9 +85,9 @@ def test_network_fits_its_training_and_its_evaluation_images(path):
     views = jax.eval_shape(made._make_views, jax.ShapeDtypeStruct((1, *made._feed.image_shape), jnp.uint8))
     if config.dataset.name == "imagenet2012":
         assert made.input_shape == views.shape[2:] == (224, 224, 3)
-    assert len(views) == {("ten", False): 10, ("centre", True): 2}.get(
-        (config.evaluation.crops, config.evaluation.flip), 1
-    )
+    protocol = config.evaluation
+    count = {("ten", False): 10, ("centre", True): 2}.get((protocol.crops, protocol.flip), 1)
+    assert len(views) == count * (3 if protocol.shift else 1)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
