@@ -167,9 +167,7 @@ def console() -> str:
     name = "cnn-research"
     if name not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("scripts", {}):
         return ""
-    return (
-        f"An installed package has them as one command, too, and finds configs by name: `{name} train --config=NAME`."
-    )
+    return f"An installed package has them as one command, which finds configs by name: `{name} train --config=NAME`."
 
 
 # --------------------------------------------------------------------------------------------------- reference

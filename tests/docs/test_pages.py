@@ -1,4 +1,4 @@
-"""What the pages say is there: every field, network and flag in the reference, and every command of theirs in the code."""
+"""The reference has every field, network and flag, and what the pages' commands name is there."""
 
 import importlib.util
 import re
