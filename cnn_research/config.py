@@ -29,6 +29,7 @@ CHOICES = {
         *("rmsprop", "lamb", "lars", "lion", "muon"),
     ),
     "optimizer.decay": ("kernels", "all"),
+    "optimizer.rest": ("adam", "nesterov"),
     "optimizer.decay_kind": ("auto", "coupled", "decoupled"),
     "optimizer.clip": ("none", "global_norm", "value", "adaptive"),
     "schedule.name": (
@@ -138,6 +139,7 @@ def base_config() -> ConfigDict:
     config.evaluation.crop_size = 0  # pixels: square crops of the images; 0 = whole images
     config.evaluation.crops = "centre"  # centre | ten (corners, centre, mirrored: Krizhevsky et al. 2012)
     config.evaluation.flip = False  # mirrored views too
+    config.evaluation.shift = 0  # pixels: views moved by so many up and left, and down and right, too
 
     # Applied to training images from left to right, for example "pad_and_crop(4)|flip"; "" = none. What there is:
     # pad_and_crop(pixels), shift(pixels), random_crop(size), random_resized_crop(size), resize(size), flip,
@@ -158,11 +160,15 @@ def base_config() -> ConfigDict:
     config.optimizer.name = "nesterov"
     config.optimizer.learning_rate = 0.05  # > 0: the schedule's peak
     config.optimizer.momentum = 0.9  # momentum, nesterov, rmsprop, lars, muon: in [0, 1)
-    # In [0, 1): adam, adamw, nadamw, lamb, lion, and adam for what muon leaves to it; beta2 also of rmsprop.
+    # In [0, 1): adam, adamw, nadamw, lamb, lion, and what learns the rest beside muon; beta2 also of rmsprop.
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
     config.optimizer.epsilon = 1e-8  # > 0: of all that have a beta2 but lion
     config.optimizer.trust_coefficient = 0.001  # lars: > 0
+    config.optimizer.rest = "adam"  # beside muon, for biases and the last layer: adam | nesterov (of momentum beta1)
+    # muon: before each update its kernels are scaled to the size that an update has at a learning rate of 1. That rate
+    # is then the share of a kernel that a step changes. For kernels whose scale a normalisation takes away again.
+    config.optimizer.renormalise = False
     config.optimizer.weight_decay = 0.0  # >= 0
     # coupled (added to the gradient) | decoupled (the weights shrink by learning rate x decay)
     # | auto (coupled for sgd, momentum, nesterov, adam, rmsprop, lars; decoupled for adamw, nadamw, lamb, lion, muon)

@@ -78,6 +78,7 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     evaluation = config.evaluation
     require(evaluation.image_size >= 0, "evaluation.image_size", "must be at least 0 (0 = dataset.image_size)")
     require(evaluation.crop_size >= 0, "evaluation.crop_size", "must be at least 0 (0 = whole images)")
+    require(evaluation.shift >= 0, "evaluation.shift", "must be at least 0 (0 = no view is moved)")
     side = evaluation.image_size or config.dataset.image_size
     if side > 0:  # else the images' own size decides, which is known when the data is open
         source = "evaluation" if evaluation.image_size else "dataset"

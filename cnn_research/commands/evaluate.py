@@ -8,7 +8,7 @@ from cnn_research.commands import hosts, launch
 from cnn_research.config import CHOICES
 from cnn_research.training import loop, parallel
 
-_PROTOCOL = ("image_size", "crop_size", "crops", "flip")
+_PROTOCOL = ("image_size", "crop_size", "crops", "flip", "shift")
 _INSTEAD = "Instead of the run's own"
 
 
@@ -22,6 +22,7 @@ def run() -> None:
     flags.DEFINE_integer("crop_size", None, f"{_INSTEAD} config.evaluation.crop_size: pixels.", lower_bound=0)
     flags.DEFINE_enum("crops", None, CHOICES["evaluation.crops"], f"{_INSTEAD} config.evaluation.crops.")
     flags.DEFINE_bool("flip", None, f"{_INSTEAD} config.evaluation.flip: mirrored views too.")
+    flags.DEFINE_integer("shift", None, f"{_INSTEAD} config.evaluation.shift: pixels.", lower_bound=0)
     hosts.define_flags()
     launch.run(main, required=("workdir",))
 

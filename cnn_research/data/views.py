@@ -6,7 +6,9 @@ import jax.numpy as jnp
 CROPS = ("centre", "ten")
 
 
-def make_views(images: jax.Array, crop_size: int = 0, crops: str = "centre", flip: bool = False) -> jax.Array:
+def make_views(
+    images: jax.Array, crop_size: int = 0, crops: str = "centre", flip: bool = False, shift: int = 0
+) -> jax.Array:
     """Cuts each image of a batch into its views. Pure: for use inside the compiled step.
 
     Args:
@@ -15,12 +17,15 @@ def make_views(images: jax.Array, crop_size: int = 0, crops: str = "centre", fli
       crops: "centre" is the central crop; "ten" are the four corners and the centre, and then their mirror images:
         Krizhevsky et al. 2012, section 4.1.
       flip: the mirror image of every view too.
+      shift: pixels: each view also moved by so many, once up and left, once down and right; what comes in from outside
+        the image is its reflection. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5.
 
     Returns:
-      [V, N, c, c, C] of the type of `images`, V being 1 or 10, twice as many with `flip`.
+      [V, N, c, c, C] of the type of `images`, V being 1 or 10, twice as many with `flip`, three times with `shift`.
 
     Raises:
-      ValueError: for a crop that is larger than the images, unknown `crops`, or ten crops of no size.
+      ValueError: for a crop that is larger than the images, unknown `crops`, ten crops of no size, or a shift that is
+        not smaller than the crops.
     """
     height, width = images.shape[1:3]
     if crop_size > min(height, width):
@@ -36,10 +41,25 @@ def make_views(images: jax.Array, crop_size: int = 0, crops: str = "centre", fli
         ]
     else:
         views = [images]
+    if shift >= min(views[0].shape[1:3]):
+        raise ValueError(
+            f"a shift by {shift} pixels leaves nothing of views of {'x'.join(map(str, views[0].shape[1:3]))}"
+        )
+    if shift:
+        views += [_moved(view, step) for view in views for step in (shift, -shift)]
     for mirrored in (crops == "ten", flip):
         if mirrored:
             views += [view[:, :, ::-1] for view in views]
     return jnp.stack(views)
+
+
+def _moved(images: jax.Array, pixels: int) -> jax.Array:
+    """Moves images up and left by a number of pixels, or down and right by a negative one, and reflects the rest."""
+    height, width = images.shape[1:3]
+    reach = abs(pixels)
+    padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    start = reach + pixels
+    return padded[:, start : start + height, start : start + width]
 
 
 def average(logits: jax.Array) -> jax.Array:

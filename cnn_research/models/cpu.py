@@ -210,7 +210,6 @@ def _replace_batch_norm(call: Callable[..., Any], args: Any, kwargs: Any, contex
         type(module) is nn.BatchNorm
         and context.method_name == "__call__"
         and (module.use_running_average, module.axis, module.axis_index_groups) == (False, -1, None)
-        and module.use_scale
         and module.use_bias
         and module.use_fast_variance
         and len(args) == 1
@@ -220,7 +219,8 @@ def _replace_batch_norm(call: Callable[..., Any], args: Any, kwargs: Any, contex
     )
     if not usual or module.is_initializing():
         return call(*args, **kwargs)
-    scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
+    bias = module.get_variable("params", "bias")
+    scale = module.get_variable("params", "scale") if module.use_scale else jnp.ones_like(bias)
     y, mean, variance = batch_norm(args[0], scale, bias, module.epsilon, module.axis_name)
     for name, value in (("mean", mean), ("var", variance)):
         running = module.get_variable("batch_stats", name)

@@ -65,6 +65,7 @@ _VGG = "Simonyan & Zisserman 2015, Very deep convolutional networks for large-sc
 _GOOGLENET = "Szegedy et al. 2015, Going deeper with convolutions"
 _RESNET = "He et al. 2016, Deep residual learning for image recognition"
 _DENSENET = "Huang et al. 2017, Densely connected convolutional networks"
+_SPEEDNET = "Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU"
 
 _TORCHVISION = "torchvision's weights (V1), one centre crop of 224"
 _VGG_TABLE = "table 3, one scale"
@@ -132,4 +133,5 @@ FACTS: dict[str, Facts] = {
     "densenet_bc_100_12": Facts(769_162, 0.288, _DENSENET, (4.51, None), _CIFAR_DENSENET, **_CIFAR),
     "densenet_bc_190_40": Facts(25_624_430, 9.302, _DENSENET, (3.46, None), _CIFAR_DENSENET, **_CIFAR),
     "densenet_bc_250_24": Facts(15_324_406, 5.419, _DENSENET, (3.62, None), _CIFAR_DENSENET, **_CIFAR),
+    "speednet": Facts(1_971_640, 0.118, _SPEEDNET, (5.99, None), "the record with Muon, 8 epochs, 6 views", **_CIFAR),
 }

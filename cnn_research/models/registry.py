@@ -18,7 +18,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnn_research.models import alexnet, convnet, densenet, googlenet, initializers, layers, lenet, resnet, vgg, zfnet
+from cnn_research.models import (
+    alexnet,
+    convnet,
+    densenet,
+    googlenet,
+    initializers,
+    layers,
+    lenet,
+    resnet,
+    speednet,
+    vgg,
+    zfnet,
+)
 from cnn_research.models.facts import FACTS, Facts
 
 # Name -> (class, the fields that the name stands for). A size variant is a line.
@@ -67,6 +79,7 @@ MODELS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
     "densenet_bc_100_12": (densenet.CifarDenseNet, {"depth": 100, "growth_rate": 12, **densenet.BC}),
     "densenet_bc_190_40": (densenet.CifarDenseNet, {"depth": 190, "growth_rate": 40, **densenet.BC}),
     "densenet_bc_250_24": (densenet.CifarDenseNet, {"depth": 250, "growth_rate": 24, **densenet.BC}),
+    "speednet": (speednet.SpeedNet, {}),
 }
 
 # Modules that code, not a config, may replace: create_model accepts them where a network has them.

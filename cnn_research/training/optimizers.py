@@ -29,7 +29,8 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
         lamb        You et al. 2020: Adam's direction with its decay, times ||w|| / ||direction|| for each kernel w
         lars        You et al. 2017: see `transforms.scale_by_lars`, then momentum
         lion        Chen et al. 2023: the sign of beta1 m + (1 - beta1) g, then m = beta2 m + (1 - beta2) g
-        muon        Jordan et al. 2024: nesterov's direction, see `transforms.orthogonalise`; Adam for all but kernels
+        muon        Jordan et al. 2024: nesterov's direction, see `transforms.orthogonalise`, for the kernels of all but
+                    the last layer; `config.rest` for that and for all biases and scales
 
     lamb's decoupled decay joins the direction before its norm is taken, as in the paper. What isn't meant to decay
     (`config.decay`) has no such ratio in lars and lamb, as in their authors' code. Adaptive clipping (Brock et al.
@@ -57,6 +58,7 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
         *([] if coupled else decay),
         *ratio,
         transforms.scale_by_learning_rate(schedule, multipliers),
+        *([optax.masked(transforms.renormalise(), parameters.hidden_kernels)] if config.renormalise else []),
     )
     if config.lookahead_steps:
         optimizer = transforms.lookahead(optimizer, config.lookahead_steps, config.lookahead_alpha)
@@ -85,9 +87,10 @@ def _direction(
     """What the named optimizer makes of gradients: a direction of ascent."""
     momentum = functools.partial(optax.trace, config.momentum)
     adam = functools.partial(optax.scale_by_adam, config.beta1, config.beta2, config.epsilon)
+    rest = {"adam": adam, "nesterov": functools.partial(optax.trace, config.beta1, nesterov=True)}[config.rest]
 
     def others(params: Any) -> Any:
-        return jax.tree.map(lambda is_kernel: not is_kernel, parameters.kernels(params))
+        return jax.tree.map(lambda is_hidden: not is_hidden, parameters.hidden_kernels(params))
 
     return {
         "sgd": lambda: [],
@@ -101,7 +104,7 @@ def _direction(
         "lars": lambda: [transforms.scale_by_lars(config.trust_coefficient, lars_decay, adapted), momentum()],
         "lion": lambda: [optax.scale_by_lion(config.beta1, config.beta2)],
         "muon": lambda: [
-            optax.masked(optax.chain(momentum(nesterov=True), transforms.orthogonalise()), parameters.kernels),
-            optax.masked(adam(), others),
+            optax.masked(optax.chain(momentum(nesterov=True), transforms.orthogonalise()), parameters.hidden_kernels),
+            optax.masked(rest(), others),
         ],
     }[config.name]()

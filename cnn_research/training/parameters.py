@@ -20,6 +20,15 @@ def kernels(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 
+# The layers whose units are the classes: of every network the last one, and those of GoogLeNet's auxiliary heads.
+HEADS = re.compile(r"^(output|aux\d+/fc2)/")
+
+
+def hidden_kernels(params: Any) -> Any:
+    """Marks the kernels of all layers but those whose units are the classes."""
+    return _map_paths(lambda path, p: jnp.ndim(p) > 1 and not HEADS.match(path), params)
+
+
 def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:
     """Whether one of `config.optimizer.freeze` is found in the path of a parameter or a batch statistic."""
     return any(re.search(pattern, path) for pattern in patterns)
@@ -27,7 +36,7 @@ def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:
 
 def frozen(tree: Any, patterns: tuple[str, ...]) -> Any:
     """Marks what is frozen: parameters or batch statistics -> a tree of bool."""
-    return _map_paths(lambda path: is_frozen(path, patterns), tree)
+    return _map_paths(lambda path, _: is_frozen(path, patterns), tree)
 
 
 def multipliers(tree: Any, texts: tuple[str, ...]) -> Any:
@@ -41,7 +50,7 @@ def multipliers(tree: Any, texts: tuple[str, ...]) -> Any:
         A tree of float.
     """
     parsed = [parse_multiplier(text) for text in texts]
-    return _map_paths(lambda path: next((factor for pattern, factor in parsed if pattern.search(path)), 1.0), tree)
+    return _map_paths(lambda path, _: next((factor for pattern, factor in parsed if pattern.search(path)), 1.0), tree)
 
 
 def check_patterns(params: Any, freeze: tuple[str, ...], learning_rate_multipliers: tuple[str, ...]) -> None:
@@ -71,7 +80,7 @@ def _nearest(pattern: str, paths: list[str]) -> str:
 
 
 def _map_paths(function, tree: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: function(_name(path)), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
 
 
 def _name(path: tuple[Any, ...]) -> str:

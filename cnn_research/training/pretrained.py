@@ -1,6 +1,5 @@
 """Variables to start from: those of an earlier run, or of a file of torchvision's or timm's."""
 
-import re
 from typing import Any
 
 import jax
@@ -16,9 +15,7 @@ from cnn_research.config import base_config
 from cnn_research.errors import UserError
 from cnn_research.models import torch_file, torchvision
 from cnn_research.training.checkpoints import Checkpoints, any_in
-
-# The layers whose units are the classes: of every network the last one, and those of GoogLeNet's auxiliary heads.
-_HEADS = re.compile(r"params/(output|aux\d+/fc2)/")
+from cnn_research.training.parameters import HEADS
 
 
 def load(config: ConfigDict, name: str, model: nn.Module, image_size: tuple[int, int], variables: Any) -> Any:
@@ -121,7 +118,7 @@ def _fitted(found: Any, variables: Any, head: str) -> Any:
     for path, initial in own.items():
         value = found.pop(path, None)
         other_classes = value is not None and value.shape[:-1] == initial.shape[:-1] and value.shape != initial.shape
-        if _HEADS.match(path) and (head == "new" or other_classes):
+        if HEADS.match(path.removeprefix("params/")) and (head == "new" or other_classes):
             fitted[path] = initial
             new.append(path)
         elif value is None:

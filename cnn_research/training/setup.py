@@ -3,10 +3,12 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 from flax.errors import ScopeParamShapeError
@@ -25,9 +27,11 @@ from cnn_research.models import cpu, registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import losses, optimizers, parallel, parameters, pretrained, schedules
 from cnn_research.training.state import TrainState, create_state
-from cnn_research.training.step import eval_step, network_input, train_step
+from cnn_research.training.step import eval_step, network_input, normalise, train_step
 
 Feed = ResidentFeed | StreamingFeed  # they have one contract
+
+_EXAMPLES_TO_FIT = 5000  # the first of the training order, for networks whose initial values depend on the data
 
 
 def open_feeds(config: ConfigDict, eval_splits: tuple[str, ...], train_split: str | None = None) -> dict[str, Feed]:
@@ -108,7 +112,11 @@ def open_feed(config: ConfigDict, kind: str, source: Source, image_size: int) ->
 def evaluation_views(evaluation: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """Returns the `views.make_views` of `config.evaluation`: uint8[N, H, W, C] -> [V, N, h, w, C]."""
     return functools.partial(
-        views.make_views, crop_size=evaluation.crop_size, crops=evaluation.crops, flip=evaluation.flip
+        views.make_views,
+        crop_size=evaluation.crop_size,
+        crops=evaluation.crops,
+        flip=evaluation.flip,
+        shift=evaluation.shift,
     )
 
 
@@ -222,8 +230,8 @@ class Experiment:
         """Initialises the parameters.
 
         Args:
-            load_weights: take the values that config.init.weights asks for, if any; without need where a checkpoint
-                will replace them.
+            load_weights: take the values that config.init.weights asks for, or fit those of a network that has
+                `fit_to_data`; without need where a checkpoint will replace them.
 
         Raises:
             UserError: these values can't be had, or are another network's; the warm-up is longer than training; or the
@@ -239,7 +247,7 @@ class Experiment:
                 self.input_shape,
                 averaging=config.ema_decay > 0,
                 loss_scaling=config.precision == "float16",
-                load=self._load if load_weights and config.init.weights else None,
+                change=self._prepare if load_weights else None,
             )
         except ValueError as error:
             raise UserError(f"config.model.name={config.model.name!r}: {error}") from None
@@ -249,8 +257,17 @@ class Experiment:
             raise UserError(f"config.freeze_batch_stats=True: {freeze} freezes no batch normalisation's scale")
         return state
 
-    def _load(self, variables: Any) -> Any:
-        return pretrained.load(self._config.init, self._config.model.name, self.model, self.input_shape[:2], variables)
+    def _prepare(self, variables: Any) -> Any:
+        """What training starts from: the initial variables, fitted to the data or replaced by earlier ones."""
+        config = self._config
+        if config.init.weights:
+            return pretrained.load(config.init, config.model.name, self.model, self.input_shape[:2], variables)
+        if not hasattr(self.model, "fit_to_data"):
+            return variables
+        count = min(_EXAMPLES_TO_FIT, self._feed.num_examples)
+        with closing(self._feed.train_batches(0, count)) as batches:
+            images = self._feed.gather(self._feed.arrays, next(batches))["image"]
+        return self.model.fit_to_data(variables, np.asarray(normalise(images, config.dataset.mean, config.dataset.std)))
 
     def check_evaluation(self, variables: Any, feed: Feed, trained_on: Sequence[int]) -> None:
         """Makes sure that the network can see the evaluation views of a feed's images, without computing anything.

@@ -69,7 +69,7 @@ def create_state(
     *,
     averaging: bool = False,
     loss_scaling: bool = False,
-    load: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> TrainState:
     """Initialises a network and its optimizer.
 
@@ -80,14 +80,14 @@ def create_state(
         image_shape: (H, W, C) of the images it will see.
         averaging: keep moving averages of parameters and batch statistics.
         loss_scaling: multiply the loss, for gradients that float16 can hold.
-        load: changes the initial {"params", "batch_stats"}.
+        change: of the initial {"params", "batch_stats"}.
 
     Raises:
         ValueError: the images are too small for the network; the message names the layer and its arithmetic.
     """
     variables = registry.init_variables(model, jax.random.key(seed), image_shape)
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    variables = load(variables) if load else variables
+    variables = change(variables) if change else variables
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         **variables,

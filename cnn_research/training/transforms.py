@@ -34,13 +34,17 @@ def scale_by_learning_rate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+# The root mean square of the directions that `orthogonalise` gives, whatever the kernel's shape: about that of Adam's
+# (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+_MUON_SIZE = 0.2
+
+
 def orthogonalise() -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024): replaces a matrix U S V^T by about U V^T, times 0.2 sqrt(max(rows, columns)).
 
     By five Newton-Schulz steps, after which singular values that were not tiny are about 1. A convolution kernel
-    [h, w, i, o] is the matrix [h w i, o]. The factor gives an update of any shape the root mean square 0.2, which is
-    about that of Adam's (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2), so that kernels and what
-    is left to Adam can share one learning rate and one decay.
+    [h, w, i, o] is the matrix [h w i, o]. The factor gives an update of any shape the root mean square 0.2, so that
+    kernels and what is left to Adam can share one learning rate and one decay.
     """
 
     def one(kernel: jax.Array) -> jax.Array:
@@ -52,9 +56,24 @@ def orthogonalise() -> optax.GradientTransformation:
             a = x @ x.T
             x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
         x = x.T if rows > columns else x
-        return (0.2 * max(rows, columns) ** 0.5 * x).reshape(kernel.shape)
+        return (_MUON_SIZE * max(rows, columns) ** 0.5 * x).reshape(kernel.shape)
 
     return optax.stateless(lambda updates, _: jax.tree.map(one, updates))
+
+
+def renormalise() -> optax.GradientTransformation:
+    """Scales parameters to the root mean square 0.2 of `orthogonalise` before an update is added to them.
+
+    Jordan 2024, in the CIFAR-10 speed record with Muon. Kernels that would grow, as every step is at right angles to
+    them where a normalisation follows, keep their size, and a learning rate its meaning. Comes after all that makes the
+    update.
+    """
+
+    def one(update: jax.Array, weight: jax.Array) -> jax.Array:
+        size = jnp.sqrt(jnp.mean(jnp.square(weight)))
+        return update + weight * jnp.where(size > 0, _MUON_SIZE / size - 1, 0)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates, params))
 
 
 def scale_by_lars(coefficient: float, weight_decay: float, adapted: Mask) -> optax.GradientTransformation:
