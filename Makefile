@@ -139,7 +139,7 @@ test-smoke: .venv/dev ## train two steps of every config on generated images
 	.venv/bin/python -m pytest -q -m smoke $(ARGS)
 
 test-docs: .venv/dev ## run the commands and examples of the documentation, three minutes in all
-	.venv/bin/python -m pytest -q $(PARALLEL) -m docs tests/docs $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 -m docs tests/docs $(ARGS)
 
 docs: .venv/docs ## build the documentation into site/; its pages open from the disk
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict

@@ -1,13 +1,11 @@
 """What the documentation site says of the code, read off the code whenever the site is built.
 
-A page asks for it by a line such as `<!-- generated: zoo -->`. MkDocs calls the functions that begin with `on_`
-(`hooks` in mkdocs.yml); the others need no MkDocs, and the tests call them.
+A page asks for it by a line such as `<!-- generated: zoo -->`, which hooks.py replaces. Nothing here needs MkDocs.
 """
 
 import ast
 import functools
 import importlib
-import posixpath
 import re
 import sys
 import tomllib
@@ -22,13 +20,6 @@ from cnn_research.models import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cnn_research"
-REPOSITORY = "https://github.com/cnn-research/cnn-research/blob/main/"
-# Pages of the root's own, by their place in the site. One that isn't there is left out.
-ROOT_PAGES = {"RESULTS.md": "results.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-
-_PLACEHOLDER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
-_LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
-_CODE = re.compile(r"^(```+).*?^\1$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
 # ----------------------------------------------------------------------------------------------- configuration
@@ -48,13 +39,16 @@ def config_fields() -> dict[str, tuple[str, str]]:
             leading.insert(0, lines[row].strip().removeprefix("# "))
             row -= 1
         beside = lines[last - 1][statement.end_col_offset :].strip().removeprefix("# ")
-        own = " ".join([*leading, beside]).strip()
-        above = " ".join(leading) or (
-            "" if own else above
-        )  # of two fields in a row, the comment may be above the first
+        name = ast.unparse(statement.targets[0]).removeprefix("config.")
+        if beside == " | ".join(configs.CHOICES.get(name, ())):  # they are listed in any case
+            beside = ""
+        own = "; ".join(filter(None, [" ".join(leading), beside])).replace(".; ", ". ")
+        # Of two fields in a row, the comment may stand above the first.
+        above = " ".join(leading) or ("" if own or not lines[first - 1].strip() else above)
         value = ast.unparse(statement.value)
         default = "" if value == "ConfigDict()" else "None" if value.startswith("placeholder") else value
-        fields[ast.unparse(statement.targets[0]).removeprefix("config.")] = default, own or above
+        fields[name] = default, own or above
+        above = above if default else ""  # a section's is not its first field's
     return fields
 
 
@@ -74,10 +68,9 @@ def config() -> str:
 def _field(field: str, about: tuple[str, str]) -> list[str]:
     default, comment = about
     choices = configs.CHOICES.get(field, ())
-    listed = all(re.search(rf"\b{choice}\b", comment) for choice in choices)
-    more = "" if listed else f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+    more = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
     more += " *May change when a run goes on.*" if field in configs.RESUMABLE else ""
-    return [f"`{field}`{{ #{field} }} = `{default}`", f":   {_sentence(_plain(comment))}{more}", ""]
+    return [f"`{field}`{{ #{field} }} = `{default}`", f":   {_sentence(_plain(comment))}{more}".rstrip(), ""]
 
 
 def _plain(text: str) -> str:
@@ -86,7 +79,7 @@ def _plain(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith((".", ":", "?")) else f"{text}."
+    return text if not text or text.endswith((".", ":", "?")) else f"{text}."
 
 
 # ---------------------------------------------------------------------------------------------------- networks
@@ -162,6 +155,12 @@ def commands() -> str:
     return "\n".join(text)
 
 
+def curves() -> str:
+    """The picture of what has been trained."""
+    results = (ROOT / "docs" / "images" / "results.svg").is_file()
+    return f"![Curves of runs in the course of training](images/{'results' if results else 'learning_curves'}.svg)"
+
+
 def console() -> str:
     """What an installation brings beside the scripts."""
     name = "cnn-research"
@@ -187,71 +186,5 @@ def _reference(package: str, files) -> str:
     return "\n\n".join([f"# {package}", *(f"::: {package}.{module}" for module in modules)])
 
 
-# ------------------------------------------------------------------------------------------------------- links
-
-
-def rehomed(text: str, path: str) -> str:
-    """Points the links of a Markdown file to where they lead in the site, or in the repository what isn't in the site.
-
-    Args:
-        text: of the file.
-        path: of the file, from the root of the repository.
-    """
-
-    def place(file: str) -> str:
-        return ROOT_PAGES.get(file, file.removeprefix("docs/"))
-
-    def target(match: re.Match) -> str:
-        file = posixpath.normpath(posixpath.join(posixpath.dirname(path), match[1]))
-        anchor = match[2] or ""
-        if not file.startswith("docs/") and file not in ROOT_PAGES and (ROOT / file).exists():
-            return REPOSITORY + file + anchor
-        return posixpath.relpath(place(file), posixpath.dirname(place(path)) or ".") + anchor
-
-    # What stands in code is no link.
-    parts, end = [], 0
-    for code in _CODE.finditer(text):
-        parts += [_LINK.sub(target, text[end : code.start()]), code[0]]
-        end = code.end()
-    return "".join([*parts, _LINK.sub(target, text[end:])])
-
-
-# ------------------------------------------------------------------------------------------------------- hooks
-
-
-def on_config(config):
-    """Leaves pages of the root that aren't there out of the navigation."""
-    absent = {page for file, page in ROOT_PAGES.items() if not (ROOT / file).is_file()}
-
-    def kept(entries):
-        for entry in entries:
-            if isinstance(entry, dict):
-                (title, inside), *_ = entry.items()
-                if inside not in absent if isinstance(inside, str) else True:
-                    yield {title: inside if isinstance(inside, str) else list(kept(inside))}
-            elif entry not in absent:
-                yield entry
-
-    config.nav = list(kept(config.nav))
-    return config
-
-
-def on_files(files, config):
-    """Adds the pages that lie in the root, and those of the reference."""
-    from mkdocs.structure.files import File
-
-    texts = {page: (ROOT / file).read_text() for file, page in ROOT_PAGES.items() if (ROOT / file).is_file()}
-    for page, text in (texts | api_pages()).items():
-        files.append(File.generated(config, page, content=text))
-    return files
-
-
-def on_page_markdown(markdown, page, config, files):
-    """Fills in what a page asks for, and points its links to their places."""
-    places = {site: file for file, site in ROOT_PAGES.items()}
-    markdown = rehomed(markdown, places.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
-    return _PLACEHOLDER.sub(lambda match: _GENERATED[match[1]](), markdown)
-
-
 # The functions by the names by which pages ask for them.
-_GENERATED = {"config": config, "zoo": zoo, "console": console, "commands": commands}
+GENERATED = {"config": config, "zoo": zoo, "console": console, "curves": curves, "commands": commands}

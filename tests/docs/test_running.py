@@ -29,7 +29,9 @@ NOT_RUN = {
     "finetune_resnet50.py": "needs a file of torchvision's; tests/end_to_end/test_fine_tuning.py",
     "densenet121_imagenet.py": "compiles for a minute; tests/end_to_end/test_configs.py",
     "resnet18_cifar10.py": "compiles for half a minute; tests/end_to_end/test_configs.py",
-    "startup": "starts several processes with nothing compiled; tests/end_to_end/test_benchmark.py",
+    "benchmark.py startup": "starts several processes with nothing compiled; tests/end_to_end/test_benchmark.py",
+    "benchmark.py loop": "hundreds of steps; tests/end_to_end/test_benchmark.py",
+    "report.py --workdir=runs/lenet5_digits": "takes a dozen seconds; the report of another run is made",
 }
 # The Python of pages that needs what isn't here.
 PYTHON_NOT_RUN = {"read_state_dict": "a file of torchvision's; tests/parity"}
@@ -66,8 +68,8 @@ def shortened(command: str) -> str:
 def test_page(place, page):
     found = blocks(page)
     for block, following in zip(found, [*found[1:], Block("", "", "")], strict=False):
-        shown = following.text if following.language == "text" else ""
-        mistake = shown.startswith("error: ")
+        shown = following.text if following.language in ("text", "pytb") else ""
+        mistake = following.language == "pytb"
         for command in commands(block):
             if any(part in command for part in NOT_RUN):
                 continue
