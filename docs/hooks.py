@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: pages that lie elsewhere or are generated, and links between all of them."""
+"""What MkDocs calls while it builds the site: adds pages that lie elsewhere or are generated, and mends links."""
 
 import posixpath
 import re

@@ -25,7 +25,8 @@ class Place:
             words, environment = shlex.split(command), dict(self._environment)
             while re.match(r"[A-Z_]+=", words[0]):
                 name, _, environment[name] = words.pop(0).partition("=")
-            words[0] = sys.executable if words[0] == "python" else words[0]
+            ours = {"python": [sys.executable], "cnn-research": [sys.executable, "-m", "cnn_research.commands"]}
+            words[:1] = ours.get(words[0], words[:1])
             result = subprocess.run(
                 words,
                 cwd=self._folder,

@@ -58,7 +58,8 @@ def place(tmp_path_factory) -> Place:
 
 def shortened(command: str) -> str:
     """The command, made short: two steps, one measurement, no runs of a sweep."""
-    command = re.sub(r"(--(?:config|augment)=experiments/configs/\w+\.py)(?!:)", r"\1:smoke", command)
+    config = r"(--(?:config|augment)=(?:experiments/configs/\w+\.py|\w+))(?![:\w./])"
+    command = re.sub(config, r"\1:smoke", command)
     if "experiments/sweep.py" in command and "--dry_run" not in command:
         command += " --dry_run"
     return command + " --repeats=1 --seconds=0.1" * ("experiments/benchmark.py" in command)
