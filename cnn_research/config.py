@@ -56,6 +56,7 @@ RESUMABLE = (
     "eval_batch_size",
     "log_every",
     "eval_every",
+    "steps_per_call",
     "early_stopping",
     "on_divergence",
     "rollback_factor",
@@ -219,6 +220,11 @@ def base_config() -> ConfigDict:
     # With optimizer.freeze: whether batch normalisation with a frozen scale uses its running statistics in training too
     # and leaves them as they are; else it normalises by, and collects, the statistics of the batches.
     config.freeze_batch_stats = False
+
+    # How many steps one call of the compiled function makes, as far as nothing (log_every, eval_every,
+    # checkpoint.every) is to be done in between: without the host, where steps are short. SIGTERM waits for its end.
+    # With the resident feed on a GPU or TPU; a CPU's loops are slow, and there it is 1.
+    config.steps_per_call = 1
 
     # Into how many parts, one after the other, a device's share of a batch is cut, for batches that don't fit into its
     # memory. The gradient is the whole batch's, but batch normalisation sees one part at a time.

@@ -108,6 +108,7 @@ def validate(config: ConfigDict, num_devices: int = 1) -> None:
     _check_recipe(config, require, attempt)
 
     require(config.accumulation >= 1, "accumulation", "must be at least 1")
+    require(config.steps_per_call >= 1, "steps_per_call", "must be at least 1")
     shares = num_devices * max(1, config.accumulation)
     if config.batch_size >= 1 and config.batch_size % shares:
         below = config.batch_size // shares * shares

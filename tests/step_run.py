@@ -65,6 +65,7 @@ class Run:
             axis_name=parallel.AXIS,
             **options,
         )
+        self.step = step
         self.on_devices = parallel.pmap_step(step, donate_state=False)
         self.on_one = jax.jit(jax.vmap(step, axis_name=parallel.AXIS))
 

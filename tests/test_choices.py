@@ -52,8 +52,8 @@ def use_crops(value, digits, tmp_path):
     assert len(views.make_views(np.zeros((1, 8, 8, 1), np.uint8), crop_size=6, crops=value)) in (1, 10)
 
 
-def use_optimizer(value, digits, tmp_path):
-    config = changed(optimizer__name=value).optimizer
+def use_optimizer(value, digits, tmp_path, **fields):
+    config = changed(optimizer__name=value, **fields).optimizer
     assert isinstance(optimizers.create_optimizer(config, optax.constant_schedule(0.1)), optax.GradientTransformation)
 
 
@@ -140,6 +140,7 @@ READERS = {
     "evaluation.crops": use_crops,
     "optimizer.name": use_optimizer,
     "optimizer.decay": use_decay,
+    "optimizer.rest": lambda value, *_: use_optimizer("muon", *_, optimizer__rest=value),
     "optimizer.decay_kind": use_decay_kind,
     "optimizer.clip": use_clip,
     "schedule.name": use_schedule,

@@ -41,10 +41,9 @@ def make_views(
         ]
     else:
         views = [images]
-    if shift >= min(views[0].shape[1:3]):
-        raise ValueError(
-            f"a shift by {shift} pixels leaves nothing of views of {'x'.join(map(str, views[0].shape[1:3]))}"
-        )
+    seen = views[0].shape[1:3]
+    if shift >= min(seen):
+        raise ValueError(f"a shift by {shift} pixels leaves nothing of views of {seen[0]}x{seen[1]}")
     if shift:
         views += [_moved(view, step) for view in views for step in (shift, -shift)]
     for mirrored in (crops == "ten", flip):

@@ -56,8 +56,8 @@ class SpeedNet(nn.Module):
         filters: of the convolutions in each block.
         activation: one of `layers.ACTIVATIONS`.
         dtype: compute type.
-        norm: normalisation module, of `nn.BatchNorm`'s signature. Without a scale, and with statistics that follow fast,
-            as training takes only a few hundred steps.
+        norm: normalisation module, of `nn.BatchNorm`'s signature. It has no scale, and running statistics that follow
+            fast, as training takes only a few hundred steps.
     """
 
     num_classes: int

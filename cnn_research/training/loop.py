@@ -1,5 +1,6 @@
 """Training and evaluation as linear stories: devices, data, network, state, restore, steps, finish."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -129,7 +130,8 @@ def _run(
         Profiler(workdir, experiment.profile) as profiler,
         closing(feed.train_batches(first_step, config.batch_size, parallel.share(config.batch_size))) as host_batches,
     ):
-        batches = parallel.prefetch(host_batches, feed.prefetch)
+        calls = experiment.calls(first_step)
+        batches = parallel.prefetch(host_batches, feed.prefetch, calls)
 
         def evaluate_on(split: str) -> dict[str, float]:
             values = evaluate_feed(p_eval_step, state.network, arrays[split], feeds[split], config.eval_batch_size)
@@ -141,18 +143,18 @@ def _run(
         while step < total_steps and not about["stopped_early"]:
             profiler.before(step, pending)
             state, sums = p_train_step(state, arrays[train_split], next(batches), key)
-            step += 1
+            step += math.prod(sums["count"].shape[1:])  # of several steps in one call there are as many sums
             pending.append(sums)  # left on the devices, so that the host can run ahead of them
             parallel.limit_ahead(pending, feed.ahead)
 
             ending = step == total_steps
-            leaving = preemption.reached(step) and not ending
+            leaving = preemption.reached() and not ending
             evaluating = ending or step % experiment.eval_every == 0
             saving = ending or leaving or step % experiment.save_every == 0
             if not (evaluating or saving or step % experiment.log_every == 0):
                 continue
 
-            sums = parallel.to_host(pending)  # waits until the devices have caught up
+            sums = metrics.by_step(parallel.to_host(pending))  # waits until the devices have caught up
             values = metrics.means(sums) | metrics.latest(sums[-1])
             values |= progress.trained(step, values["loss"])
             if peak:

@@ -51,6 +51,19 @@ def norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(array)) for array in arrays))
 
 
+def by_step(sums: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Takes what calls of `step.train_steps` tell apart: [S] numbers of several updates each, or those of one.
+
+    Returns:
+        The numbers of each update, in order.
+    """
+    return [
+        {name: values[i] for name, values in of_call.items()} if np.ndim(of_call["count"]) else of_call
+        for of_call in sums
+        for i in range(np.size(of_call["count"]))
+    ]
+
+
 def means(sums: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Adds up the sums of several batches in float64 and divides once.
 

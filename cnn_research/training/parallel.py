@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import resource
@@ -208,6 +209,11 @@ def device_count() -> int:
     return jax.device_count()
 
 
+def on_cpu() -> bool:
+    """Whether the devices are CPUs: XLA compiles loops badly for them, and some operations better in other forms."""
+    return jax.default_backend() == "cpu"
+
+
 def process_index() -> int:
     """Returns this process's number, from 0."""
     return jax.process_index()
@@ -268,16 +274,26 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.reshape(jax.local_device_count(), -1, *x.shape[1:]) for name, x in batch.items()}
 
 
-def prefetch(batches: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, Any]]:
+def prefetch(
+    batches: Iterable[dict[str, np.ndarray]], count: int, calls: Iterable[int] | None = None
+) -> Iterator[dict[str, Any]]:
     """Cuts batches (of this process's share) and copies them to the devices before they are needed.
 
     Args:
         batches: on the host.
         count: how many batches are on the devices, that in use included: 2 for images, whose copying takes longer than
             asking for it does. 0 leaves it to the step: for a few numbers the asking would take half a millisecond.
+        calls: how many steps each call of the compiled function makes. The batches of S > 1 steps come as one, of
+            [local devices, S, b / local devices, ...]. None: one each.
     """
-    shards = map(shard, batches)
+    single = map(shard, batches)
+    shards = single if calls is None else (_stack(list(itertools.islice(single, steps))) for steps in calls)
     return jax_utils.prefetch_to_device(shards, count, **_AS_PMAP) if count else shards
+
+
+def _stack(shards: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    first, *others = shards
+    return {name: np.stack([s[name] for s in shards], axis=1) for name in first} if others else first
 
 
 def limit_ahead(results: Sequence[Any], ahead: int | None) -> None:
@@ -312,13 +328,16 @@ def agree(text: str) -> bool:
     return jax.process_count() == 1 or bool((multihost_utils.process_allgather(digest) == digest).all())
 
 
-def reached_preemption(step: int) -> bool:
-    """Whether this is the step after which all processes leave, as one of them was sent SIGTERM.
+def reached_preemption(asked: int) -> bool:
+    """Whether all processes leave now, as one of them was sent SIGTERM.
 
-    JAX notices the signal, and the processes agree on a step that none has passed yet. All must ask after each step.
-    Only for processes that have joined by `connect`.
+    JAX notices the signal, and the processes agree on a number that none has passed yet. All must ask in the same
+    places. Only for processes that have joined by `connect`.
+
+    Args:
+        asked: how often this process has asked, this time included.
     """
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(asked)
 
 
 def device_memory() -> int:

@@ -20,6 +20,7 @@ class Preemption:
     def __init__(self):
         self.requested = False  # of this process
         self._together = parallel.is_connected()
+        self._asked = 0
         self._previous = {}
 
     def __enter__(self) -> "Preemption":
@@ -32,9 +33,10 @@ class Preemption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and leave after this step: the same answer in all processes. To be asked after each step."""
-        return parallel.reached_preemption(step) if self._together else self.requested
+    def reached(self) -> bool:
+        """Whether to save and leave now: the same answer in all processes. To be asked after each call of a step."""
+        self._asked += 1
+        return parallel.reached_preemption(self._asked) if self._together else self.requested
 
     def _notice(self, number: int, frame: object) -> None:
         self.requested = True

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -27,7 +27,7 @@ from cnn_research.models import cpu, registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import losses, optimizers, parallel, parameters, pretrained, schedules
 from cnn_research.training.state import TrainState, create_state
-from cnn_research.training.step import eval_step, network_input, normalise, train_step
+from cnn_research.training.step import eval_step, network_input, normalise, train_step, train_steps
 
 Feed = ResidentFeed | StreamingFeed  # they have one contract
 
@@ -331,9 +331,9 @@ class Experiment:
         )
 
     def train_step(self) -> Callable:
-        """Returns the compiled train_step: (state, arrays, batch, key) -> (state, metric sums). Donates the state."""
-        freeze, on_cpu = self._config.optimizer.freeze, jax.default_backend() == "cpu"
-        step = functools.partial(
+        """Returns the compiled train_steps: (state, arrays, batches, key) -> (state, sums). Donates the state."""
+        freeze, on_cpu = self._config.optimizer.freeze, parallel.on_cpu()
+        one = functools.partial(
             train_step,
             make_input=self.make_input,
             model=self.model,
@@ -349,7 +349,23 @@ class Experiment:
             is_frozen=self._is_frozen if self._config.freeze_batch_stats else None,
             **({"accelerate": cpu.accelerate} if on_cpu else {}),
         )
-        return parallel.pmap_step(step, donate_state=True)
+        return parallel.pmap_step(functools.partial(train_steps, one=one), donate_state=True)
+
+    def calls(self, first_step: int) -> Iterator[int]:
+        """Yields how many steps each call of the compiled train_step makes, from a step to the end of training.
+
+        That is config.steps_per_call, or 1 where something is to be done before so many are made; and always 1 on a
+        CPU, where a loop makes gradients of convolutions slow, and for images that come from the host.
+        """
+        many, step = self._config.steps_per_call, first_step
+        if parallel.on_cpu() or self._feed.prefetch:
+            many = 1
+        while step < self.total_steps:
+            pauses = [(step // every + 1) * every for every in (self.log_every, self.eval_every, self.save_every)]
+            pauses += [pause for pause in self.profile or () if pause > step]
+            together = many if step + many <= min(*pauses, self.total_steps) else 1
+            yield together
+            step += together
 
     def eval_step(self) -> Callable:
         """Returns the compiled eval_step: (variables, arrays, batch) -> metric sums."""

@@ -210,6 +210,29 @@ def train_step(
     return new_state.replace(step=state.step + 1), sums | numbers
 
 
+def train_steps(
+    state: TrainState,
+    arrays: Any,
+    batches: Batch,
+    key: jax.Array,
+    *,
+    one: Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes one update, or several one after the other without the host.
+
+    Args:
+        state, arrays, key: as in `train_step`.
+        batches: as in `train_step`, of one update; or the shares of S updates, each array [S, b, ...].
+        one: `train_step` with the run's settings.
+
+    Returns:
+        The last state, and what `one` tells of its update or, each array with an axis S in front, of all.
+    """
+    if batches["position"].ndim == 1:
+        return one(state, arrays, batches, key)
+    return jax.lax.scan(lambda state, batch: one(state, arrays, batch, key), state, batches)
+
+
 def _adapted(loss_scale: dict[str, jax.Array], finite: jax.Array) -> dict[str, jax.Array]:
     """Halves the scale after a gradient that wasn't finite; doubles it after 2,000 that were.
 

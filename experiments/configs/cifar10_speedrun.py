@@ -1,7 +1,7 @@
 """CIFAR-10 in the least time: a network and a recipe made for 94 % after eight epochs.
 
-Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", in the form of its author's later record with Muon: 94.01 %
-(mean of 200 runs) in 2.59 s on an A100. What each part of it is worth stands in section 3 of the paper.
+Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", in the form of its author's later record with Muon:
+94.01 % (mean of 200 runs) in 2.59 s on an A100. What each part of it is worth stands in section 3 of the paper.
 
     python experiments/train.py --config=experiments/configs/cifar10_speedrun.py --workdir=runs/cifar10_speedrun \\
         --config.dataset.data_dir=path/to/tensorflow_datasets

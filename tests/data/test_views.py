@@ -14,6 +14,12 @@ def mirrored(views):
     return [view[:, :, ::-1] for view in views]
 
 
+def moved(view, pixels):
+    """Up and left, then down and right; what comes in is a reflection about the outermost row and column."""
+    padded = np.pad(view, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+    return [padded[:, 2 * pixels :, 2 * pixels :], padded[:, : -2 * pixels, : -2 * pixels]]
+
+
 @pytest.mark.parametrize(
     ("protocol", "expected"),
     [
@@ -23,6 +29,9 @@ def mirrored(views):
         ({"crop_size": 5, "flip": True}, [CENTRE, *mirrored([CENTRE])]),
         ({"crop_size": 5, "crops": "ten"}, [*CORNERS, CENTRE, *mirrored([*CORNERS, CENTRE])]),
         ({"crop_size": 9}, [IMAGES[:, :, 1:10]]),
+        ({"shift": 2}, [IMAGES, *moved(IMAGES, 2)]),
+        ({"shift": 1, "flip": True}, [*(seen := [IMAGES, *moved(IMAGES, 1)]), *mirrored(seen)]),
+        ({"crop_size": 5, "shift": 1}, [CENTRE, *moved(CENTRE, 1)]),
     ],
     ids=str,
 )
@@ -38,6 +47,7 @@ def test_views(protocol, expected):
         ({"crop_size": 10}, "10x10 pixels don't fit into images of 9x12"),
         ({"crops": "ten"}, "'ten' of size 0"),
         ({"crops": "five", "crop_size": 5}, "'five'"),
+        ({"shift": 9}, "shift by 9 pixels leaves nothing of views of 9x12"),
     ],
 )
 def test_refuses(protocol, says):

@@ -115,7 +115,8 @@ class Normalised(nn.Module):
     @nn.compact
     def __call__(self, x):
         norm = functools.partial(nn.BatchNorm, not self.train, axis_name=self.axis_name)
-        return norm(momentum=0.8, epsilon=1e-3)(x) ** 2 + norm(use_scale=False)(x) ** 2  # one not of the usual form
+        x = norm(momentum=0.8, epsilon=1e-3)(x) ** 2 + norm(use_scale=False)(x) ** 2
+        return x + norm(use_bias=False)(x) ** 2  # one not of the usual form
 
 
 def normalise(axis_name):

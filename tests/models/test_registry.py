@@ -34,6 +34,7 @@ RUN = {
     "resnet20": (8, 8, 3),
     "densenet121": (29, 29, 3),
     "densenet_40_12": (8, 8, 3),
+    "speednet": (9, 9, 3),
 }
 
 # In evaluation no gradient reaches the auxiliary heads; their own tests train them.

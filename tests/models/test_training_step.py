@@ -28,7 +28,7 @@ SMALL = 16
 # A network of each class, and more where a field changes its course.
 ONE_OF_EACH = ["convnet", "lenet5", "lenet5_paper", "alexnet", "alexnet_owt", "zfnet", "vgg11", "vgg11_bn"]
 ONE_OF_EACH += ["vgg11_bn_cifar", "googlenet", "googlenet_bn", "resnet18", "resnet50", "resnet20", "densenet121"]
-ONE_OF_EACH += ["densenet_40_12"]
+ONE_OF_EACH += ["densenet_40_12", "speednet"]
 
 # Of the gradients in bfloat16 and in float32. bfloat16 keeps 8 bits; each layer rounds, forwards and backwards, and
 # normalisation over few values blows that up, so the deeper a network is, the more of its gradient is rounding.

@@ -14,6 +14,14 @@ def sums_of_one(logits, label):
     return batch_sums(logits, np.array([label], np.int32), np.zeros(1, np.float32), np.array([True]))
 
 
+def test_sums_of_several_steps_are_taken_apart():
+    single = {"loss": np.float32(1), "count": np.int32(2), "learning_rate": np.float32(0.5)}
+    several = {"loss": np.array([3, 5]), "count": np.array([2, 4]), "learning_rate": np.array([0.25, 0.125])}
+    apart = metrics.by_step([single, several, single])
+    assert [step["loss"] for step in apart] == [1, 3, 5, 1] and apart[0] is single
+    assert metrics.latest(apart[2]) == {"learning_rate": 0.125}
+
+
 @pytest.mark.parametrize("classes", [2, 3, 5, 6, 10, 1000])
 def test_against_numpy(classes):
     n = 64

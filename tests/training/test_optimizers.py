@@ -189,6 +189,47 @@ def test_muon_makes_kernels_orthogonal():
     np.testing.assert_array_equal(updates["kernel"], 0.0)
 
 
+@pytest.mark.parametrize("layer", ["output", "aux1/fc2"])
+def test_muon_leaves_the_layers_of_the_classes_to_adam(layer):
+    """Jordan et al. 2024: "Muon should only be used for hidden weight layers". Adam's first step is all signs."""
+    optimizer = create(name="muon", epsilon=1e-12)
+    gradient = normal(0)["conv1/kernel"]
+    tree = functools.reduce(lambda tree, name: {name: tree}, reversed([*layer.split("/"), "kernel"]), gradient)
+    params = {"hidden": {"kernel": gradient}} | tree
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    (last,) = jax.tree.leaves({name: of for name, of in updates.items() if name != "hidden"})
+    np.testing.assert_allclose(last, -np.sign(gradient), rtol=1e-5)
+    np.testing.assert_allclose(updates["hidden"]["kernel"], -newton_schulz(1.0 * gradient), rtol=1e-4, atol=1e-5)
+
+
+def test_what_learns_beside_muon_may_be_nesterov():
+    optimizer = create(name="muon", rest="nesterov", **HYPER)
+    flat, velocity = normal(0), {}
+    params, gradients = nested(flat), [normal(1), normal(2)]
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(nested(gradient), state, params)
+        for path in ("conv1/bias", "norm/scale"):
+            velocity[path] = BETA1 * velocity.get(path, 0) + gradient[path]
+            np.testing.assert_allclose(flatten(updates)[path], -(gradient[path] + BETA1 * velocity[path]), rtol=1e-5)
+
+
+def test_muon_renormalises_its_kernels():
+    """Each kernel becomes one of root mean square 0.2, from which the update is taken away; nothing else does."""
+    fields = {"name": "muon", "momentum": 0.5}
+    plain, renormalising = create(**fields), create(**fields, renormalise=True)
+    flat, gradient = normal(0, scale=3.0), nested(normal(1))
+    flat["conv2/kernel"][:] = 0.0  # has no size to scale
+    params = nested(flat)
+    updates, _ = plain.update(gradient, plain.init(params), params, learning_rate_scale=np.float32(0.3))
+    after, _ = renormalising.update(gradient, renormalising.init(params), params, learning_rate_scale=np.float32(0.3))
+    for path, update in flatten(updates).items():
+        kernel = flat[path].astype(np.float64)
+        if path in ("conv1/kernel", "head/kernel"):
+            kernel = 0.2 * kernel / np.sqrt(np.mean(kernel**2))
+        np.testing.assert_allclose(flat[path] + flatten(after)[path], kernel + update, rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ clipping
 
 

@@ -28,9 +28,9 @@ def send(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_is_noticed_and_nothing_else_happens(number, handlers):
     with Preemption() as preemption:
-        assert not preemption.requested and not preemption.reached(1)
+        assert not preemption.requested and not preemption.reached()
         send(number)
-        assert preemption.requested and preemption.reached(2)
+        assert preemption.requested and preemption.reached()
     assert {n: signal.getsignal(n) for n in handlers} == handlers
 
 
@@ -120,12 +120,12 @@ def test_in_another_thread_nothing_is_touched(handlers):
 @pytest.fixture
 def hosts(monkeypatch):
     monkeypatch.setattr(parallel, "is_connected", lambda: True)
-    monkeypatch.setattr(parallel, "reached_preemption", lambda step: step == 7)
+    monkeypatch.setattr(parallel, "reached_preemption", lambda asked: asked == 7)
 
 
-def test_on_several_hosts_they_leave_at_the_step_they_agree_on(hosts):
+def test_on_several_hosts_they_leave_when_they_have_agreed_to(hosts):
     with Preemption() as preemption:
-        assert [step for step in range(10) if preemption.reached(step)] == [7]
+        assert [preemption.reached() for _ in range(10)] == [False] * 6 + [True] + [False] * 3
 
 
 def test_on_several_hosts_ctrl_c_becomes_sigterm(hosts):
@@ -135,6 +135,6 @@ def test_on_several_hosts_ctrl_c_becomes_sigterm(hosts):
         send(signal.SIGTERM)
         assert seen == [signal.SIGTERM]
         send(signal.SIGINT)
-        assert seen == [signal.SIGTERM] * 2 and not preemption.reached(1)
+        assert seen == [signal.SIGTERM] * 2 and not preemption.reached()
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
