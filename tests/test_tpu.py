@@ -86,7 +86,7 @@ def run(cloud, name, *arguments, code=0):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr

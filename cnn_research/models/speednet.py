@@ -15,6 +15,7 @@ A block is convolution, 2x2 max pooling, normalisation, activation, convolution,
 classes 1,971,640 parameters, of which 288 are fixed.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ _EPSILON = 5e-4  # added to the variance along each axis: the weakest are mostly
 # Logits are so small a share of the last layer's products. Its kernel is larger in turn, which makes one learning rate
 # suit it and the biases.
 _LOGIT_SCALE = 1 / 72
+
+# Running statistics follow fast, as training takes only a few hundred steps.
+BatchNorm = functools.partial(nn.BatchNorm, use_scale=False, momentum=0.6, epsilon=1e-12)
 
 
 def identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -56,15 +60,14 @@ class SpeedNet(nn.Module):
         filters: of the convolutions in each block.
         activation: one of `layers.ACTIVATIONS`.
         dtype: compute type.
-        norm: normalisation module, of `nn.BatchNorm`'s signature. It has no scale, and running statistics that follow
-            fast, as training takes only a few hundred steps.
+        norm: normalisation module, of `nn.BatchNorm`'s signature.
     """
 
     num_classes: int
     filters: tuple[int, ...] = (64, 256, 256)
     activation: str = "gelu"
     dtype: layers.Dtype = jnp.float32
-    norm: layers.ModuleDef = nn.BatchNorm
+    norm: layers.ModuleDef = BatchNorm
 
     @nn.compact
     def __call__(self, x: layers.Array, train: bool = False) -> layers.Array:
@@ -75,9 +78,7 @@ class SpeedNet(nn.Module):
         """
 
         def finish(x: layers.Array, name: str) -> layers.Array:
-            norm = self.norm(
-                use_running_average=not train, use_scale=False, momentum=0.6, epsilon=1e-12, dtype=self.dtype, name=name
-            )
+            norm = self.norm(use_running_average=not train, dtype=self.dtype, name=name)
             return layers.activate(norm(x), self.activation, name=name)
 
         x = jnp.asarray(x, self.dtype)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,23 @@ def _not_told_twice(record: logging.LogRecord) -> bool:
 
 
 absl_logging.get_absl_logger().addFilter(_not_told_twice)
+
+
+def _not_of_siblings(record: logging.LogRecord) -> bool:
+    """Drops what asyncio says of arrays whose failure nobody waited for.
+
+    orbax reads and writes all arrays at once in an event loop of its own, raises the first failure and stops the loop.
+    Those that failed in the same moment are told, with tracebacks, when they are garbage-collected: at any later time,
+    in any thread. They are known by orbax's code, or by TensorStore's words, which name its kind of database.
+    """
+    error = record.exc_info and record.exc_info[1]
+    if not error or "exception was never retrieved" not in record.getMessage().partition("\n")[0]:
+        return True
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "OCDBT database" not in str(error) and not any("orbax" in Path(file).parts for file in files)
+
+
+logging.getLogger("asyncio").addFilter(_not_of_siblings)
 
 
 def _ignore_stragglers(unraisable: Any, others: Callable = sys.unraisablehook) -> None:

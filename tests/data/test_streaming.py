@@ -305,7 +305,7 @@ def test_nothing_is_left_of_the_workers(folder, tmp_path, killed):
     if killed:
         assert len(marked(tmp_path)) >= 1 + 2
         program.kill()
-    program.communicate(timeout=60)
+    program.communicate(timeout=180)
     assert program.returncode == (-9 if killed else 0)
     assert wait_until(lambda: not marked(tmp_path)), "workers are left"
     assert wait_until(lambda: not shared_memory() - memory), "shared memory is left"

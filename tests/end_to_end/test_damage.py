@@ -56,7 +56,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(script, interr
     flags = [*script.tiny, f"--workdir={interrupted}", "--config.duration=140st"]
     process = script.start("train", *flags)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (5000, 5000))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert f"{interrupted} cannot be written any more (File too large)" in error and "Traceback" not in err

@@ -62,7 +62,7 @@ def test_the_feed_does_not_change_the_run(run, results, whole, folder):
 
 def test_killed_and_resumed_with_other_workers(run, script, results, read_rows, whole, folder, tmp_path):
     process = script.start("train", *script.tiny, *flags_for(folder), f"--workdir={tmp_path / 'run'}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not read_rows(tmp_path / "run") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
@@ -77,11 +77,11 @@ def test_a_signal_to_all_processes_of_a_run_lets_it_save(script, read_rows, fold
     flags = [*flags_for(folder), "--config.dataset.workers=1", "--config.dataset.worker_kind=processes"]
     flags += ["--config.duration=100000st", f"--workdir={tmp_path / 'run'}"]
     process = script.start("train", *script.tiny, *flags, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not read_rows(tmp_path / "run") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 0 and "preempted at step" in err and "Traceback" not in err, err
     with pytest.raises(ProcessLookupError):  # nobody is left of the group, at latest after a moment
         while time.monotonic() < deadline + 60:

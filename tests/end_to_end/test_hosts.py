@@ -145,9 +145,9 @@ def test_one_is_asked_to_leave_and_all_do(script, wait_for_step, whole, flags_of
         wait_for_step(processes[0], workdir, 5)
         processes[1].send_signal(number)
         sent = time.monotonic()
-        codes, _, errs = finish(processes, timeout=60)
+        codes, _, errs = finish(processes, timeout=180)
         assert codes == [0, 0], "\n".join(errs)
-        assert time.monotonic() - sent < 30
+        assert time.monotonic() - sent < 90
     steps = {err.split("preempted at step ")[1].split()[0] for err in errs}
     assert len(steps) == 1, "they should leave at the same step"
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:
@@ -162,7 +162,7 @@ def test_all_go_back_together_after_a_divergence(script, flags_of, tmp_path):
         "--config.schedule.warmup=0st", "--config.log_every=5st",
     ]  # fmt: skip
     with hosts(script, *flags) as processes:
-        codes, _, errs = finish(processes, timeout=90)
+        codes, _, errs = finish(processes, timeout=180)
     assert codes == [3, 3], "\n".join(errs)
     for err in errs:
         starts = [line.split("Steps ")[1].split()[0] for line in err.splitlines() if "Steps " in line]
@@ -226,7 +226,7 @@ def test_a_mistake_on_one_host_ends_all(script, whole, flags_of, tmp_path):
     (workdir / ".lock").unlink()
     (workdir / ".lock").mkdir()
     with hosts(script, *flags_of("lenet5"), f"--workdir={workdir}") as processes:
-        codes, _, errs = finish(processes, timeout=60)
+        codes, _, errs = finish(processes, timeout=180)
     assert codes[0] == 2 and "error: " in errs[0] and "cannot be written" in errs[0] and "Traceback" not in errs[0]
     assert codes[1] not in (0, None)
 

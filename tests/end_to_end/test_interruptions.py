@@ -108,7 +108,7 @@ def test_asked_to_leave(script, whole, results, read_rows, tmp_path, number):
     wait_for_phase(phase, process, workdir, read_rows, moments)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     took = time.monotonic() - began
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:
         saved = checkpoints.latest_step

@@ -50,7 +50,7 @@ def sweep(script, tmp_path_factory):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does on a terminal: to the sweep and to its runs
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 0 and "left early: 2 finished, 1 unfinished, 3 waiting" in err, err
     assert "preempted at step" in (third / "output.log").read_text() and "Traceback" not in err
     before = finished(workdir)
@@ -163,5 +163,5 @@ def test_the_sweep_itself_takes_no_device(tmp_path):
         "try:\n    sweep.run()\nfinally:\n    assert not xla_bridge.backends_are_initialized()\n    print('none')\n"
     )
     flags = [DIGITS, "--grid=seed=0,1", f"--workdir={tmp_path}/sweep", "--table_only"]
-    run = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=180)
     assert run.returncode == 0 and run.stdout.endswith("none\n"), run.stderr

@@ -163,7 +163,7 @@ def test_asked_to_leave_it_asks_the_runs_once_and_starts_no_more(make):
 
     start = time.monotonic()
     ended = run_all(made, SAVES, [{}, {}], watch)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 50
     assert {name: status.state for name, status in ended.items()} == {"seed=0": "unfinished", "seed=1": "unfinished"}
     assert [(run.workdir / "saved").exists() and (run.workdir / "saved").read_text() for run in made[:2]] == [
         "saved"

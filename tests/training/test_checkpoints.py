@@ -1,7 +1,10 @@
+import asyncio
+import gc
 import json
 import logging
 import random
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -415,6 +418,67 @@ def test_nothing_is_begun_anew_where_no_checkpoint_is_whole(two_saved, tmp_path,
     assert str(folder) in str(caught.value) or "checkpoint 6" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+class LateLoop(asyncio.SelectorEventLoop):
+    """Lets more than one array fail before it stops, which is otherwise a matter of luck."""
+
+    turns = 0  # how far those that failed later still come: to a task's end, or not as far
+
+    def stop(self):
+        time.sleep(0.1)
+        for _ in range(self.turns):
+            self.call_soon(lambda: None)  # a turn without anything to do would wait for it
+            self._run_once()
+        super().stop()
+
+
+def test_of_many_damaged_arrays_one_is_told(tmp_path, monkeypatch):
+    arrays = np.random.default_rng(0).normal(size=(20, 99, 99)).astype(np.float32)
+    state = tiny(1).replace(params={str(number): array for number, array in enumerate(arrays)})
+    with Checkpoints(tmp_path / "c", config()) as checkpoints:
+        checkpoints.save(state, ABOUT, None)
+    # All but the largest, of the arrays themselves: none of the arrays can be opened.
+    files = [path for path in (tmp_path / "c/1/network").rglob("d/*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_size)[:-1]:
+        content = np.fromfile(path, np.uint8)
+        content[100::500] ^= 0xFF
+        content.tofile(path)
+
+    def read():
+        with Checkpoints(tmp_path / "c", config(), read_only=True) as checkpoints:
+            for LateLoop.turns in range(3):
+                with pytest.raises(Damaged, match="checkpoint 1 can't be read"):
+                    checkpoints.restore(1, state)
+                gc.collect()
+
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    asyncio_logger = logging.getLogger("asyncio")
+    monkeypatch.setattr(asyncio, "new_event_loop", LateLoop)
+    monkeypatch.setattr(asyncio_logger, "handlers", [handler])
+    read()
+    assert not told
+    # Without the filter they are told: else this test could not fail.
+    monkeypatch.setattr(asyncio_logger, "filters", [])
+    read()
+    assert any("exception was never retrieved" in text for text in told)
+
+
+def test_other_failures_that_nobody_waited_for_are_told(caplog):
+    async def fail():
+        raise ValueError("of somebody else")
+
+    async def leave():
+        task = asyncio.ensure_future(fail())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    asyncio.run(leave())
+    assert "Task exception was never retrieved" in caplog.text and "of somebody else" in caplog.text
 
 
 def test_none_is_none(tmp_path):
