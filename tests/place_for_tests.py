@@ -34,7 +34,7 @@ class Place:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=180,
+                timeout=300,  # a machine may have much else to do
             )
             assert result.returncode == code, f"exit {result.returncode}: {command}\n{result.stdout}\n{result.stderr}"
             self._said[command] = result.stdout, result.stderr
