@@ -21,7 +21,7 @@ ARGS =
 # Reports for test-browser to look at.
 REPORTS =
 # What the other test targets run stays out.
-QUICK = not slow and not zoo and not smoke and not full and not parity and not notebook and not browser and not docs
+QUICK = not slow and not zoo and not smoke and not full and not parity and not notebook and not browser and not docs and not wheel
 # Most tests wait for one core: two processes are nearly twice as fast on two. A file's tests stay together, with what they share.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG = experiments/configs/lenet5_digits.py
@@ -112,7 +112,7 @@ endif
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(TORCHVISION)
 	@touch $@
 
-.PHONY: help train test test-slow test-zoo test-smoke test-full test-notebooks test-browser test-docs test-parity docs lint format test-oldest clean FORCE
+.PHONY: help train test test-slow test-zoo test-smoke test-full test-notebooks test-browser test-docs test-wheel test-parity docs lint format test-oldest clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -149,7 +149,7 @@ lint: .venv/dev ## check style, formatting, the direction of imports, and shell 
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/lint-imports
-	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run
+	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run cnn_research/commands/completion.bash
 
 format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff check --fix
@@ -160,6 +160,9 @@ test-oldest: .venv-oldest/dev ## run the tests with the oldest supported version
 
 test-browser: .venv/browser ## open reports in a headless Chromium and look at them; REPORTS="FILE ..." others than the tests' own
 	REPORTS="$(REPORTS)" .venv/bin/python -m pytest -q -m browser $(ARGS)
+
+test-wheel: .venv/dev ## build the package, install it into an environment of its own, and use it there
+	.venv/bin/python -m pytest -q -m wheel tests/end_to_end/test_wheel.py $(ARGS)
 
 test-parity: .venv-parity/dev ## compare the networks with torchvision's, weights and logits
 	.venv-parity/bin/python -m pytest -q -m parity $(ARGS)

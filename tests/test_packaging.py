@@ -2,17 +2,25 @@
 
 import ast
 import importlib.metadata
+import os
+import re
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import cnn_research
+from cnn_research.commands.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cnn_research"
+EXPERIMENTS = ROOT / "experiments"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
@@ -35,16 +43,33 @@ PLACES = {
 }
 
 
-def oldest_pins() -> dict[str, Version]:
-    """The versions in constraints/oldest.txt by canonical name."""
-    pins = {}
-    for line in (ROOT / "constraints" / "oldest.txt").read_text().splitlines():
+def pins(name: str) -> dict[str, Version]:
+    """The versions in a file of constraints/ by canonical name."""
+    found = {}
+    for line in (ROOT / "constraints" / name).read_text().splitlines():
         if text := line.split("#")[0].strip():
             requirement = Requirement(text)
             (specifier,) = requirement.specifier
-            assert specifier.operator == "==", line
-            pins[canonicalize_name(requirement.name)] = Version(specifier.version)
-    return pins
+            assert specifier.operator == "==" and canonicalize_name(requirement.name) not in found, line
+            found[canonicalize_name(requirement.name)] = Version(specifier.version)
+    return found
+
+
+def needed(requirements: list[Requirement], known: dict[str, Version]) -> set[str]:
+    """What these and theirs ask for, here, by canonical name; those of a version that is not known are not asked."""
+    todo, seen = list(requirements), set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, *sorted(requirement.extras)) not in seen:
+            seen.add((name, *sorted(requirement.extras)))
+            if known.get(name) != Version(importlib.metadata.version(name)):
+                continue
+            for line in importlib.metadata.requires(name) or []:
+                marker = Requirement(line).marker
+                if not marker or any(marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)):
+                    todo.append(Requirement(line))
+    return {name for name, *_ in seen}
 
 
 def dotted(node: ast.expr, aliases: dict[str, str]) -> str | None:
@@ -88,12 +113,27 @@ def uses(source: str, name: str) -> bool:
 @pytest.mark.parametrize("requirement", CORE + EXTRAS, ids=str)
 def test_lower_bound_is_the_oldest_tested_version(requirement):
     bounds = [Version(specifier.version) for specifier in requirement.specifier if specifier.operator == ">="]
-    assert bounds == [oldest_pins()[canonicalize_name(requirement.name)]]
+    assert bounds == [pins("oldest.txt")[canonicalize_name(requirement.name)]]
 
 
 def test_oldest_pins_only_what_is_a_dependency():
-    assert set(oldest_pins()) == {canonicalize_name(requirement.name) for requirement in CORE} | {"jaxlib"}
-    assert oldest_pins()["jaxlib"] == oldest_pins()["jax"]
+    oldest = pins("oldest.txt")
+    assert set(oldest) == {canonicalize_name(requirement.name) for requirement in CORE} | {"jaxlib"}
+    assert oldest["jaxlib"] == oldest["jax"]
+
+
+@pytest.mark.parametrize("requirement", CORE, ids=str)
+def test_newest_pins_fit_the_bounds(requirement):
+    name = canonicalize_name(requirement.name)
+    assert pins("newest.txt")[name] in requirement.specifier
+    assert pins("newest.txt")[name] >= pins("oldest.txt")[name]
+
+
+def test_newest_pins_everything_that_is_installed_with_it():
+    if sys.platform != "linux" or sys.version_info < (3, 12):
+        pytest.skip("they are those of Linux and newer Pythons")
+    newest = pins("newest.txt")
+    assert needed(CORE, newest) <= set(newest)
 
 
 def test_core_dependencies_stay_light():
@@ -126,9 +166,15 @@ def test_optional_packages_are_imported_by_the_functions_that_need_them():
 
 def test_every_package_directory_is_listed():
     directories = {".".join(file.parent.relative_to(ROOT).parts) for file in FILES}
-    assert directories == set(PROJECT["tool"]["setuptools"]["packages"])
+    moved = PROJECT["tool"]["setuptools"]["package-dir"]
+    assert directories | set(moved) == set(PROJECT["tool"]["setuptools"]["packages"])
     for name in directories:
         assert (ROOT / name.replace(".", "/") / "__init__.py").is_file(), name
+    # The name in the wheel is what commands/experiments.py looks for; what is directly in experiments/ starts commands.
+    of_experiments = {file.parent for file in EXPERIMENTS.rglob("*.py") if file.parent != EXPERIMENTS}
+    assert {f"cnn_research.{folder.name}": folder for folder in of_experiments} == {
+        name: ROOT / folder for name, folder in moved.items()
+    }
 
 
 def test_every_other_file_of_the_package_is_installed():
@@ -140,6 +186,25 @@ def test_every_other_file_of_the_package_is_installed():
     }
     others = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert others == listed
+
+
+def test_console_has_every_command():
+    """A command is a module of commands/ with a run() that takes nothing."""
+    functions = {
+        file.stem: [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+        for file in (PACKAGE / "commands").glob("*.py")
+    }
+    modules = {stem for stem, nodes in functions.items() for node in nodes if node.name == "run" and not node.args.args}
+    assert modules == set(COMMANDS)
+    # A checkout has a script for each too, but for what belongs to the console alone.
+    assert {file.stem for file in EXPERIMENTS.glob("*.py")} == modules - {"completion"}
+    for name in modules - {"completion"}:
+        body = [node for node in ast.parse((EXPERIMENTS / f"{name}.py").read_text()).body[1:]]
+        assert ast.unparse(ast.Module(body, [])).splitlines() == [
+            f"from cnn_research.commands import {name}",
+            "if __name__ == '__main__':",
+            f"    {name}.run()",
+        ]
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES.items())
@@ -173,3 +238,63 @@ def test_has_one_place(name, place):
 )
 def test_the_search_for_names_finds_them(source, name, expected):
     assert uses(source, name) is expected
+
+
+def read_yaml(path):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def test_python_versions_agree():
+    """Of the package, of what `make` looks for, and of the workflow, which has the newest and the oldest."""
+    prefix = "Programming Language :: Python :: "
+    classifiers = PROJECT["project"]["classifiers"]
+    versions = [line.removeprefix(prefix) for line in classifiers if line.startswith(prefix)]
+    supported = SpecifierSet(PROJECT["project"]["requires-python"])
+    assert [f"3.{minor}" for minor in range(8, 20) if Version(f"3.{minor}.1") in supported] == versions
+    assert f"PYTHONS := {' '.join(reversed(versions))}\n" in (ROOT / "Makefile").read_text()
+    (setup,) = [s for s in read_yaml(".github/workflows/ci.yml")["jobs"]["checks"]["steps"] if "with" in s]
+    assert setup["with"]["python-version"].split() == [versions[0], versions[-1]]
+
+
+def test_workflow_runs_the_same_as_everywhere():
+    workflow = read_yaml(".github/workflows/ci.yml")
+    assert set(workflow[True]) == {"push", "pull_request"}  # `on` is a truth value of YAML 1.1
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_targets_of_the_checks_exist():
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for file in (".ci/run", "CONTRIBUTING.md", ".github/pull_request_template.md"):
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)|`(test-[a-z]+)`", (ROOT / file).read_text(), re.M))
+        assert {name for pair in named for name in pair if name} <= targets, file
+    run = (ROOT / ".ci" / "run").read_text()
+    # What takes an hour is for a person to start.
+    assert {target for target in targets if target.startswith("test-")} - {"test-full"} <= set(
+        re.findall(r"^make ([a-z-]+)", run, re.MULTILINE)
+    )
+
+
+def test_citation():
+    citation = read_yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
+    assert citation["version"] == cnn_research.__version__
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert citation["authors"] == [{"name": "cnn-research contributors"}]
+
+
+def test_forms_for_issues():
+    for name in ("bug", "feature"):
+        form = read_yaml(f".github/ISSUE_TEMPLATE/{name}.yml")
+        assert form["name"] and form["description"]
+        identities = [field["id"] for field in form["body"]]
+        assert len(set(identities)) == len(identities) and all(field["attributes"]["label"] for field in form["body"])
+
+
+def test_hooks_use_the_environment_of_make():
+    """And so its versions, of which pyproject.toml has the only list."""
+    (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system" and hook["entry"].startswith(".venv/bin/"), hook["id"]

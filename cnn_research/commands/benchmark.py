@@ -2,17 +2,15 @@
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from cnn_research.commands import launch
+from cnn_research.commands import experiments, launch
 from cnn_research.errors import UserError, suggest
 
 _WHAT = ("step", "inference", "startup", "loop", "data")
 _STEPS = {"step": "training step", "inference": "evaluation of a batch"}
-_RIVAL = Path(__file__).parents[2] / "experiments" / "pytorch_rival.py"
 _DATA = {
     "read": "read the files, 1 thread",
     "decode_limit": "Pillow's bare decoding, 1 thread",
@@ -28,7 +26,7 @@ _DATA = {
 
 def run() -> None:
     """Runs the command."""
-    config_flags.DEFINE_config_file("config", None, "File of the experiment.", lock_config=True)
+    config_flags.DEFINE_config_file("config", None, "Name or file of the experiment.", lock_config=True)
     flags.DEFINE_integer("repeats", 10, "How often everything is measured, in turn.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "data: how long each measurement takes.", lower_bound=0.01)
     flags.DEFINE_integer("steps", 50, "loop: how many steps at a time.", lower_bound=1)
@@ -51,7 +49,7 @@ def main(what: str = "") -> None:
 
     config = launch.given_config()
     parallel.initialise(config.compilation_cache)
-    rival = [given.python, str(_RIVAL)] if given.against else []
+    rival = [given.python, str(experiments.folder("rivals") / "pytorch.py")] if given.against else []
     if what == "step":
         found = benchmark_step.measure_step(config, given.repeats, rival)
         lines = _step_table(found, _STEPS[what])

@@ -25,7 +25,7 @@ def run() -> None:
     flags.DEFINE_integer("num_classes", None, "How many logits.", lower_bound=1)
     flags.DEFINE_multi_string("field", [], "A field of the network, such as --field=stem=cifar; may be repeated.")
     flags.DEFINE_bool("json", False, "JSON instead of a table.")
-    flags.DEFINE_string("augment", None, "File of an experiment, whose augmented training images are drawn.")
+    flags.DEFINE_string("augment", None, "Name or file of an experiment, whose augmented training images are drawn.")
     flags.DEFINE_string("output", "augment.png", "With --augment: the picture to write.")
     flags.DEFINE_string("data_dir", None, "With --augment: where the dataset is, if not where the experiment says.")
     launch.run(main, arguments=1)
@@ -40,7 +40,7 @@ def main(name: str = "") -> None:
     elif name:
         print(_description(name))
     else:
-        raise UserError("which network? describe.py NAME describes one, --list shows their names")
+        raise UserError("which network? describe NAME describes one, describe --list shows their names")
 
 
 def _draw_images(path: str, output: str) -> None:

@@ -1,7 +1,6 @@
 """What the commands share: flags whose errors are for people, log lines on the console, exit codes."""
 
 import ast
-import difflib
 import logging
 import os
 import re
@@ -17,12 +16,12 @@ from tqdm import tqdm
 
 import cnn_research
 from cnn_research import config as configs
+from cnn_research.commands.experiments import find_config
 from cnn_research.errors import Diverged, Preempted, UserError, suggest
 from cnn_research.training import parallel
 
 FLAGS = flags.FLAGS
 _PACKAGE = Path(cnn_research.__file__).parent
-_CONFIGS = Path("experiments/configs")  # of a checkout, seen from its root
 _unset: list[str] = []  # fields that the command line sets to None, which ml_collections refuses for most types
 
 
@@ -37,7 +36,8 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = FLAGS(_checked_overrides(argv))
+            expanded = FLAGS.read_flags_from_files(argv, force_gnu=False)  # --flagfile
+            rest = FLAGS(_checked_overrides(expanded))
             if rest[1 + arguments :]:
                 raise UserError(f"{rest[1 + arguments]!r} is not a flag; flags begin with --")
             missing = [f"--{name}" for name in required if not FLAGS[name].value]
@@ -45,6 +45,8 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
                 raise UserError(f"{' and '.join(missing)} must be given; --help shows all flags")
         except (flags.Error, UserError) as error:
             _leave(2, _as_errors(error))
+        except SystemExit:  # of --help, which absl reports as a failure
+            sys.exit(0)
         return rest
 
     def guarded(argv: list[str]) -> None:
@@ -80,7 +82,7 @@ def overridden_config(path: str, texts: Mapping[str, str]) -> ConfigDict:
     """Returns the config of a file with fields set as the command line would set them.
 
     Args:
-        path: of the file, with its mode after a colon if it is given one.
+        path: name or file of the config, with its mode after a colon if it is given one.
         texts: by field, such as {"optimizer.learning_rate": "0.1", "model.filters": "16,32"}.
 
     Raises:
@@ -108,16 +110,17 @@ def _checked_overrides(argv: Sequence[str], unset: list[str] | None = None) -> l
         unset: gets the fields that are set to None; by default those of this process's own command line.
 
     Returns:
-        The arguments without fields that are set to None: `given_config` does that. In the others, what is meant as
-        several texts, such as max,average or 10ep,50%, is written as Python has it: ml_collections reads the first as
-        one text and refuses the second.
+        The arguments without fields that are set to None: `given_config` does that. In the others, a config's name has
+        become the path of its file, and what is meant as several texts, such as max,average or 10ep,50%, is written as
+        Python has it: ml_collections reads the first as one text and refuses the second.
     """
     argv, path, overrides, dropped = list(argv), None, [], set()
     unset = _unset if unset is None else unset
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            path = value or (argv[i + 1] if i + 1 < len(argv) else "")
+            path = find_config(value if equals else "".join(argv[i + 1 : i + 2]))
+            argv[i : i + 2 - len(equals)] = [f"{name}={path}"] if equals else [name, path]
         elif name.lstrip("-").removeprefix("no").startswith("config.") and name.startswith("-"):
             overrides.append((name, i if equals else i + 1, name + equals if equals else ""))
     if path is None:
@@ -155,16 +158,13 @@ def _quoted(text: str) -> str:
 
 
 def load_config(path: str) -> ConfigDict:
-    """Returns what a config file's get_config() gives.
+    """Returns what the get_config() of a config, given by its name or its file, gives.
 
     Raises:
-        UserError: there is no such file, or it can't be run; the message names the line.
+        UserError: there is no such config, or it can't be run; the message names the line.
     """
+    path = find_config(path)
     file = Path(path.split(":", 1)[0])
-    if not file.is_file():
-        there = {p.name: str(p) for folder in (_CONFIGS, file.parent) for p in sorted(folder.glob("*.py"))}
-        near = difflib.get_close_matches(file.name, there, n=1)
-        raise UserError(f"--config={path}: there is no such file.{f' Did you mean {there[near[0]]}?' if near else ''}")
     try:
         config = config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
     except Exception as error:

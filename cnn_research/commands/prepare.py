@@ -17,6 +17,6 @@ def run() -> None:
 def main(name: str = "") -> None:
     """Prepares the named dataset, such as mnist or cifar10:3.0.2, and says where it is."""
     if not name:
-        raise UserError("which dataset? prepare.py NAME prepares one, such as mnist or cifar10:3.0.2")
+        raise UserError("which dataset? prepare NAME prepares one, such as mnist or cifar10:3.0.2")
     folder = prepare.prepare(name, flags.FLAGS.data_dir, flags.FLAGS.output_dir)
     print(f"{name} is ready: {folder}")

@@ -5,7 +5,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
@@ -31,7 +30,10 @@ _STYLES = {"running": "bold", "finished": "green", "diverged": "yellow", "failed
 def run() -> None:
     """Runs the command."""
     config_flags.DEFINE_config_file(
-        "config", None, "File of the experiment; --config.batch_size=256 sets a field of all runs.", lock_config=True
+        "config",
+        None,
+        "Name or file of the experiment; --config.batch_size=256 sets a field of all runs.",
+        lock_config=True,
     )
     flags.DEFINE_string("workdir", None, "Folder of the sweep, with a folder for each run.")
     flags.DEFINE_multi_string(
@@ -97,12 +99,9 @@ def _planned_runs(workdir: epath.Path) -> list[runs.Run]:
 
 
 def _command(run: runs.Run) -> list[str]:
-    """The command line of a run: the training script that stands beside this one."""
-    script = Path(sys.argv[0]).with_name("train.py")
-    if not script.is_file():
-        raise UserError(f"there is no {script}: start a sweep by the experiments/sweep.py of a checkout")
+    """The command line of a run, which an installed package and a checkout have alike."""
     config = f"--config={flags.FLAGS['config'].config_filename}"
-    return [sys.executable, str(script), config, f"--workdir={run.workdir}", *run.overrides]
+    return [sys.executable, "-m", "cnn_research.commands", "train", config, f"--workdir={run.workdir}", *run.overrides]
 
 
 def _run(planned: Sequence[runs.Run], left: Sequence[runs.Run], statuses: dict[str, runs.Status]) -> bool:

@@ -13,7 +13,10 @@ from cnn_research.training import loop, parallel
 def run() -> None:
     """Runs the command."""
     config_flags.DEFINE_config_file(
-        "config", None, "File of the experiment; single fields are set by --config.batch_size=256.", lock_config=True
+        "config",
+        None,
+        "Name or file of the experiment; single fields are set by --config.batch_size=256.",
+        lock_config=True,
     )
     flags.DEFINE_string("workdir", None, "Folder of the run: results, metrics, checkpoints.")
     flags.DEFINE_bool("preview", False, "Train nothing; say what it would cost, from a few timed steps.")
@@ -67,7 +70,7 @@ def _report(workdir: str) -> str:
 
 
 def _report_command(workdir: str) -> str:
-    return f"python experiments/report.py --workdir={shlex.quote(workdir)}"
+    return f"cnn-research report --workdir={shlex.quote(workdir)}"
 
 
 def _preview(config: ConfigDict) -> None:

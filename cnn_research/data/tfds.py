@@ -135,7 +135,7 @@ def _classes(folder: Any, label: dict[str, Any]) -> tuple[str, ...]:
 def _prepared_folder(name: str, data_dir: str):
     """Returns the `epath.Path` of a dataset's folder, data_dir/dataset[/config]/version, prepared as array_record."""
     found = locate(name, data_dir)
-    command = f"python experiments/prepare.py {shlex.quote(name)} --data_dir={shlex.quote(os.fspath(found.root))}"
+    command = f"cnn-research prepare {shlex.quote(name)} --data_dir={shlex.quote(os.fspath(found.root))}"
     if found.folder is None:
         has = f"versions {', '.join(found.versions)}" if found.versions else ", ".join(found.datasets) or "no dataset"
         dataset = _TFDS_NAME.fullmatch(name)["dataset"]

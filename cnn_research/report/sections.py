@@ -1,5 +1,6 @@
 """What a report says of one run, as plain values for the template: numbers, texts and pictures."""
 
+import itertools
 import json
 import shlex
 from collections.abc import Sequence
@@ -57,13 +58,15 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def command(environment: dict[str, Any]) -> str:
-    """The command line of a run, as one would type it: without the place of the interpreter, a line for each flag."""
+    """The command line of a run, as one would type it: without the place of the program, a line for each flag."""
     words = environment.get("command", [])
+    if [Path(word).name for word in words[1:2]] == ["cnn-research"]:  # starts its interpreter itself
+        words = words[1:]
     if not words:
         return ""
-    first, *flags = [shlex.quote(word) for word in [Path(words[0]).name, *words[1:]]]
-    script = [first, *flags[:1]] if flags and not flags[0].startswith("-") else [first]
-    return " \\\n    ".join([" ".join(script), *flags[len(script) - 1 :]])
+    words = [shlex.quote(word) for word in [Path(words[0]).name, *words[1:]]]
+    program = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    return " \\\n    ".join([" ".join(program), *words[len(program) :]])
 
 
 def duration(seconds: float) -> str:

@@ -43,8 +43,8 @@ def measure_step(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) ->
     Args:
         config: of the experiment.
         repeats: how often it is measured, alternating with the rival's.
-        rival: command line of a process that makes the same steps; see experiments/pytorch_rival.py. It is given images
-            ready for the network, and neither augments nor counts anything.
+        rival: command line of a process that makes the same steps; see experiments/rivals/pytorch.py. It is given
+            images ready for the network, and neither augments nor counts anything.
 
     Returns:
         {"batch_size", "devices", "device", "trace_seconds", "compile_seconds", "step_ms", "images_per_second",

@@ -146,7 +146,7 @@ def environment() -> dict[str, Any]:
     return {
         "cnn_research": cnn_research.__version__,
         "git_commit": _git_commit(),
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, *sys.orig_argv[1:]],
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": versions(),

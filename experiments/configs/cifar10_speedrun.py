@@ -5,7 +5,9 @@ Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", in the form of i
 
     python experiments/train.py --config=experiments/configs/cifar10_speedrun.py --workdir=runs/cifar10_speedrun \\
         --config.dataset.data_dir=path/to/tensorflow_datasets
-    ... --config.precision=bfloat16      # on a GPU or TPU
+
+On a GPU or TPU add --config.precision=bfloat16. The network is evaluated once, at the end, by the record's six views;
+`--config.eval_every=1ep --config.evaluation.flip=False --config.evaluation.shift=0` shows a curve, of single views.
 
 The record sums the loss over a batch of 2,000 and has learning rates of 0.24 for the kernels, 0.053 for the biases and
 0.67 for the last layer, whose products it divides by 256. Here the loss is a mean, and the network's own scale of the
@@ -45,4 +47,7 @@ def get_config(mode: str = ""):
     config.optimizer.decay = "all"
     config.optimizer.freeze = ("^whiten/kernel",)
     config.schedule.name = "linear"
+    config.eval_every = config.checkpoint.every = "100%"
+    config.log_every = "1ep"
+    config.steps_per_call = 25  # an epoch
     return shrink(config, image_size=16) if is_smoke(mode) else config

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 import cnn_research
-from cnn_research.commands import launch
+from cnn_research.commands import experiments, launch
 from cnn_research.errors import UserError
 
+CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 TINY = str(Path(__file__).parents[1] / "end_to_end" / "tiny.py")
 
 
@@ -59,8 +60,53 @@ def test_config_file_that_returns_something_else(tmp_path, body):
         launch._checked_overrides(["train.py", f"--config={tmp_path}/mine.py"])
 
 
+@pytest.mark.parametrize("mode", ["", ":smoke"])
+@pytest.mark.parametrize("name", ["lenet5_digits", "resnet18_cifar10"])
+def test_config_by_name(tmp_path, monkeypatch, name, mode):
+    monkeypatch.chdir(tmp_path)  # wherever the command is started
+    path = f"{CONFIGS / name}.py{mode}"
+    assert launch.load_config(f"{name}{mode}") == launch.load_config(path)
+    assert launch.overridden_config(f"{name}{mode}", {"seed": "3"}).seed == 3
+    for config in ([f"--config={name}{mode}"], ["--config", f"{name}{mode}"]):
+        after = launch._checked_overrides(["train.py", *config, "--config.seed=3", "--workdir=w"])
+        assert " ".join(after[1:]).replace(" ", "=", len(config) - 1) == f"--config={path} --config.seed=3 --workdir=w"
+
+
+def test_a_file_comes_before_the_config_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (CONFIGS / "lenet5_digits.py").read_text().replace('"40ep"', '"3ep"')
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "lenet5_mnist").mkdir()  # such as a folder of results
+    assert launch.load_config("mine.py").duration == "3ep"
+    assert launch.load_config("lenet5_mnist").duration == "12ep"
+    (tmp_path / "lenet5_digits").write_text(text)
+    assert experiments.find_config("lenet5_digits") == "lenet5_digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lenet5_digit", "Did you mean lenet5_digits or"),
+        ("lenet5_digit:smoke", "Did you mean lenet5_digits or"),
+        ("elsewhere/lenet5_digits.py", "Did you mean lenet5_digits or"),
+        ("lenet5_digits.py", "Did you mean lenet5_digits or"),
+        ("{tmp}/mime.py", "Did you mean {tmp}/mine.py?"),
+        ("/", "By name there are alexnet_imagenet, "),
+        ("", "By name there are alexnet_imagenet, "),
+        ("../configs/lenet5_digits", "no config of this name"),
+    ],
+)
+def test_no_such_config(tmp_path, monkeypatch, text, expected):
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for argv in ([f"--config={text}".format(tmp=tmp_path), "--workdir=w"], ["--config", text.format(tmp=tmp_path)]):
+        with pytest.raises(UserError, match="there is no such file") as error:
+            launch._checked_overrides(["train.py", *argv])
+        assert expected.format(tmp=tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_mode_that_the_config_does_not_have():
-    path = Path(__file__).parents[2] / "experiments" / "configs" / "lenet5_digits.py"
+    path = CONFIGS / "lenet5_digits.py"
     assert launch.load_config(f"{path}:smoke").duration == "2st"
     with pytest.raises(UserError, match=r"lenet5_digits\.py, line \d+: .*no mode 'smok'") as error:
         launch.load_config(f"{path}:smok")

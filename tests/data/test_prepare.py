@@ -55,7 +55,7 @@ def records_of(source):
 
 def test_converts_what_is_stored_as_tfrecord(as_tfrecord):
     data_dir, folder, expected = as_tfrecord
-    with pytest.raises(UserError, match="prepare.py drawn --data_dir="):
+    with pytest.raises(UserError, match="cnn-research prepare drawn --data_dir="):
         sources.open_source("drawn", "train", str(data_dir))
     assert prepare.prepare("drawn", str(data_dir)) == folder
     for split, records in expected.items():
@@ -170,8 +170,8 @@ def test_the_command_in_the_message_prepares(tmp_path):
     data_dir = str(tmp_path / "data")
     with pytest.raises(UserError) as error:
         sources.open_source("drawn", "train", data_dir)
-    python, script, *arguments = shlex.split(str(error.value).split("once with: ")[1])
-    assert (python, script) == ("python", "experiments/prepare.py")
+    program, command, *arguments = shlex.split(str(error.value).split("once with: ")[1])
+    assert (program, command) == ("cnn-research", "prepare")
 
     run_script(*arguments, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
     source = sources.open_source("drawn", "train", data_dir)

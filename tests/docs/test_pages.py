@@ -108,6 +108,8 @@ def check(command):
     while re.match(r"[A-Z_]+=", words[0]):
         del words[0]
     program, *rest = words
+    if words == ["cnn-research"]:  # lists its commands
+        return
     if program == "python" or program == "cnn-research":
         script = rest[0].removeprefix("experiments/").removesuffix(".py")
         if program == "cnn-research" and script not in generate.command_flags():  # one that no script stands for

@@ -27,7 +27,7 @@ NOT_RUN = {
     "--config=...": "whatever the reader wants",
     "--against=torch": "needs PyTorch; tests/parity",
     "finetune_resnet50.py": "needs a file of torchvision's; tests/end_to_end/test_fine_tuning.py",
-    "densenet121_imagenet.py": "compiles for a minute; tests/end_to_end/test_configs.py",
+    "densenet121_imagenet": "compiles for a minute; tests/end_to_end/test_configs.py",
     "resnet18_cifar10.py": "compiles for half a minute; tests/end_to_end/test_configs.py",
     "benchmark.py startup": "starts several processes with nothing compiled; tests/end_to_end/test_benchmark.py",
     "benchmark.py loop": "hundreds of steps; tests/end_to_end/test_benchmark.py",

@@ -61,7 +61,7 @@ def test_steps(script, what):
     assert found["trace_seconds"] > 0 and found["compile_seconds"] > 0 and found["memory_bytes"] > 1e5
 
 
-# Speaks the protocol of experiments/pytorch_rival.py, which is run itself in tests/parity.
+# Speaks the protocol of experiments/rivals/pytorch.py, which is run itself in tests/parity.
 RIVAL = """
 import json, sys
 spec = json.loads(sys.stdin.readline())

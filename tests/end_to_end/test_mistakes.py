@@ -11,7 +11,7 @@ MISTAKES = {
     "duration without a unit": (["--config.duration=20"], ["config.duration", "20ep", "5000st"]),
     "dataset that is not prepared": (
         ["--config.dataset.name=mnist", "--config.dataset.data_dir={tmp}"],
-        ["mnist", "{tmp}", "experiments/prepare.py mnist"],
+        ["mnist", "{tmp}", "cnn-research prepare mnist"],
     ),
     "unknown split": (["--config.dataset.train_split=training"], ["training", "train", "test"]),
     "unknown network": (["--config.model.name=lenet"], ["lenet", "lenet5"]),

@@ -101,7 +101,7 @@ def test_what_is_done_is_not_done_again(sweep, script):
     assert "± " in out and "4 finished, 2 diverged" in err
 
     out, _ = script.run("sweep", *flags, "--retry", "--dry_run")
-    assert [shlex.split(line)[3] for line in out.splitlines()] == [f"--workdir={sweep}/{name}" for name in DIVERGES]
+    assert [shlex.split(line)[5] for line in out.splitlines()] == [f"--workdir={sweep}/{name}" for name in DIVERGES]
 
 
 def test_a_changed_experiment_is_refused(sweep, script):
@@ -120,7 +120,7 @@ def test_commands_of_a_dry_run_train_what_the_sweep_lacks(sweep, script, tmp_pat
     flags = [*FLAGS, f"--flagfile={tmp_path}/sweep.flags", f"--workdir={workdir}"]
     before = finished(sweep)
     (command,) = script.run("sweep", *flags, "--dry_run")[0].splitlines()
-    assert shlex.split(command)[:2] == [sys.executable, str(ROOT / "experiments" / "train.py")]
+    assert shlex.split(command)[:4] == [sys.executable, "-m", "cnn_research.commands", "train"]
     assert finished(sweep) == before and not (sweep / "optimizer.learning_rate=0.05,seed=2").exists()
     subprocess.run(command, shell=True, check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
     # What a cluster has run, tables are made of.

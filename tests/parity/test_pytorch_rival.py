@@ -1,4 +1,4 @@
-"""experiments/pytorch_rival.py makes steps of the same networks as ours."""
+"""experiments/rivals/pytorch.py makes steps of the same networks as ours."""
 
 import json
 import subprocess
@@ -14,6 +14,7 @@ from cnn_research.models import registry
 pytestmark = pytest.mark.parity
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RIVALS = EXPERIMENTS / "rivals"
 OPTIMIZER = {
     "learning_rate": 0.01,
     "momentum": 0.9,
@@ -30,12 +31,12 @@ OPTIMIZER = {
     + [("vgg11_bn", (32, 32, 3)), ("googlenet_bn", (64, 64, 3)), ("densenet121", (64, 64, 3))],
 )
 def test_networks_have_as_many_parameters(torch, torchvision, monkeypatch, network, shape):
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    import pytorch_rival
+    monkeypatch.syspath_prepend(RIVALS)
+    import pytorch
 
     fields = {"auxiliary_heads": False} if "googlenet" in network else {}
     spec = {"network": network, "fields": fields, "num_classes": 10, "image_shape": shape, "train": True}
-    theirs = pytorch_rival.create(spec)
+    theirs = pytorch.create(spec)
     model = registry.create_model(network, 10, **fields)
     # torchvision's VGG pools adaptively to 7 x 7, so that its size doesn't depend on the image's.
     size = (224, 224, 3) if "vgg" in network else shape
@@ -49,7 +50,7 @@ def test_steps(optimizer):
     for train in (True, False):
         spec = {"network": "resnet20", "fields": {}, "num_classes": 10, "image_shape": [32, 32, 3], "batch_size": 4}
         spec |= {"precision": "float32", "train": train, "optimizer": {"name": optimizer, **OPTIMIZER}}
-        command = [sys.executable, EXPERIMENTS / "pytorch_rival.py"]
+        command = [sys.executable, RIVALS / "pytorch.py"]
         result = subprocess.run(command, input=f"{json.dumps(spec)}\n2\n1\n", capture_output=True, text=True)
         about, *seconds = map(json.loads, result.stdout.splitlines())
         assert about["device"] == "cpu" and about["torch"]
@@ -57,7 +58,7 @@ def test_steps(optimizer):
 
 
 def test_beside_each_other():
-    """What `benchmark.py step --against=torch` says of both."""
+    """What `benchmark step --against=torch` says of both."""
     command = [sys.executable, EXPERIMENTS / "benchmark.py", "step", "--against=torch", "--repeats=1", "--json"]
     config = f"--config={EXPERIMENTS / 'configs/lenet5_digits.py'}"
     found = json.loads(subprocess.run([*command, config], capture_output=True, text=True, check=True).stdout)

@@ -168,3 +168,17 @@ def test_with_many_classes_all_that_is_right_and_the_most_confused_have_a_galler
     assert len(pairs) == 100 and {(k, k) for k in range(15)} <= set(pairs) and (14, 13) in pairs
     # Of 30 classes there is a picture instead of a table: nothing leads to what is right.
     assert all(true != predicted for true, predicted in sections._gallery_pairs(np.ones((30, 30), int)))
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["/a/bin/python", "experiments/train.py", "--config=x"], "python experiments/train.py|--config=x"),
+        (["/a/bin/python", "/a/bin/cnn-research", "train", "--config=x"], "cnn-research train|--config=x"),
+        (["/a/b c/python3", "-m", "cnn_research.commands", "train"], "python3 -m cnn_research.commands train"),
+        (["python", "--config=two words", "--workdir=w"], "python '--config=two words'|--workdir=w"),
+        ([], ""),
+    ],
+)
+def test_command_as_it_is_typed(words, typed):
+    assert sections.command({"command": words}) == typed.replace("|", " \\\n    ")

@@ -204,7 +204,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 def test_environment(folder, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config=x.py", "--workdir=a b"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--config=x.py", "--workdir=a b"])
     claimed(folder)
     environment = json.loads((folder / "environment.json").read_text())
     assert (

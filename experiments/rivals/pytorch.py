@@ -1,4 +1,4 @@
-"""The other side of `benchmark.py step --against=torch`: the same step in plain PyTorch, in a process of its own.
+"""The other side of `benchmark step --against=torch`: the same step in plain PyTorch, in a process of its own.
 
 Needs torch, and torchvision for the networks that it has; nothing of this project, so that any Python will do. Read
 from standard input are a JSON object and then, line by line, how many steps to make; written to standard output are a
@@ -9,7 +9,10 @@ import json
 import sys
 import time
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit(f"{sys.executable} has no torch: install it there, or name a Python that has it by --python=...")
 from torch import nn
 from torch.nn import functional as F
 
