@@ -21,7 +21,7 @@ ARGS =
 # Reports for test-browser to look at.
 REPORTS =
 # What the other test targets run stays out.
-QUICK = not slow and not zoo and not smoke and not full and not parity and not notebook and not browser and not wheel
+QUICK = not slow and not zoo and not smoke and not full and not parity and not notebook and not browser and not docs and not wheel
 # Most tests wait for one core: two processes are nearly twice as fast on two. A file's tests stay together, with what they share.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 CONFIG = experiments/configs/lenet5_digits.py
@@ -76,7 +76,7 @@ export INSTALL
 # doesn't start: then the stamps below mean nothing.
 usable = $(shell [ "$$(cat $(1)/made-in 2>/dev/null)" = "$(CURDIR)" ] && $(1)/bin/python -c '' 2>/dev/null && echo yes)
 ifneq ($(call usable,.venv),yes)
-.venv/core .venv/dev .venv/browser: FORCE
+.venv/core .venv/dev .venv/browser .venv/docs: FORCE
 endif
 ifneq ($(call usable,.venv-oldest),yes)
 .venv-oldest/dev: FORCE
@@ -99,6 +99,10 @@ endif
 	@sh -c "$$INSTALL" install .venv "$(PYTHON)" "$(PYTHONS)" -e '.[dev,browser]'
 	@touch .venv/core .venv/dev $@
 
+.venv/docs: pyproject.toml
+	@sh -c "$$INSTALL" install .venv "$(PYTHON)" "$(PYTHONS)" -e '.[dev,docs]'
+	@touch .venv/core .venv/dev $@
+
 .venv-oldest/dev: pyproject.toml constraints/oldest.txt
 	@sh -c "$$INSTALL" install .venv-oldest "$(OLDEST_PYTHON)" "$(OLDEST_PYTHONS)" -e '.[dev]' -c constraints/oldest.txt
 	@touch $@
@@ -108,7 +112,7 @@ endif
 	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(TORCHVISION)
 	@touch $@
 
-.PHONY: help train test test-slow test-zoo test-smoke test-full test-notebooks test-browser test-wheel test-parity lint format test-oldest clean FORCE
+.PHONY: help train test test-slow test-zoo test-smoke test-full test-notebooks test-browser test-docs test-wheel test-parity docs lint format test-oldest clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -134,6 +138,13 @@ test-notebooks: .venv/dev ## run every notebook from start to end, ten minutes i
 test-smoke: .venv/dev ## train two steps of every config on generated images
 	.venv/bin/python -m pytest -q -m smoke $(ARGS)
 
+test-docs: .venv/dev ## run the commands and examples of the documentation, three minutes in all
+	.venv/bin/python -m pytest -q -n 2 -m docs tests/docs $(ARGS)
+
+docs: .venv/docs ## build the documentation into site/; its pages open from the disk
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 lint: .venv/dev ## check style, formatting, the direction of imports, and shell scripts
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
@@ -157,5 +168,5 @@ test-parity: .venv-parity/dev ## compare the networks with torchvision's, weight
 	.venv-parity/bin/python -m pytest -q -m parity $(ARGS)
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-oldest .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-parity build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,10 +75,10 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # integer in [0, 2**32): initial parameters, order of the data, augmentation, dropout
 
-    config.model = ConfigDict()
-    config.model.name = "lenet5"  # any of registry.list_models()
     # Fields of the networks. None = the network's own default; setting one that the named network lacks is an error.
     # A field "for each stage" takes one value for all stages or one for each.
+    config.model = ConfigDict()
+    config.model.name = "lenet5"  # any of registry.list_models()
     config.model.activation = placeholder(str)  # relu | prelu | leaky_relu | sigmoid | tanh | scaled_tanh | gelu
     config.model.kernel_init = placeholder(str)  # paper (alexnet, zfnet, vgg: as theirs) | he | xavier | lecun
     # Probability in [0, 1) of dropping a unit: of a hidden dense layer; googlenet, resnet: of the averaged features;

@@ -72,7 +72,7 @@ def read_images(source: Source, indices: Sequence[int]) -> list[tuple[Image.Imag
     Making an array of a photograph and an image of that again would take a tenth of the time of decoding and resizing.
 
     Raises:
-      as `Source.__getitem__`.
+      BrokenImage: as `Source.__getitem__`.
     """
     if hasattr(source, "read_images"):
         return source.read_images(indices)
@@ -136,7 +136,7 @@ def shape_of(source: Source, image_size: int = 0, on_error: str = "stop") -> tup
     Where the images have sizes of their own, that of the first one is taken for all.
 
     Raises:
-      as `next_readable`.
+      UserError: as `next_readable`.
     """
     height, width, channels = source.image_shape
     if image_size:

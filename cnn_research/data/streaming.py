@@ -137,7 +137,7 @@ class StreamingFeed:
           count: padding in the last batch, and images that were skipped.
 
         Raises:
-          as `train_batches`.
+          BrokenImage, UserError: as `train_batches`.
         """
         chunks = _Chunks(self._reader, batch_size, *share.indices(batch_size)[:2], training=False)
         yield from self._batches(chunks, 0, -(-self.num_examples // batch_size), "threads")
