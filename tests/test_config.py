@@ -129,6 +129,7 @@ def test_json_that_is_not_a_config(text, words):
 
 
 ANOTHER = {
+    "steps_per_call": 8,
     "duration": "1st",
     "dataset.data_dir": "elsewhere",
     "dataset.feed": "streaming",

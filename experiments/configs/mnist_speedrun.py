@@ -31,7 +31,7 @@ def get_config(mode: str = ""):
     config.duration = "1ep"
     config.loss.label_smoothing = 0.1
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 0.03
+    config.optimizer.learning_rate = 0.02
     config.schedule.name = "one_cycle"
     config.schedule.warmup = "20%"
     config.eval_every = config.checkpoint.every = "100%"
