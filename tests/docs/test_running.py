@@ -26,6 +26,7 @@ NOT_RUN = {
     "--coordinator_address": "several hosts; tests/end_to_end/test_hosts.py",
     "--config=...": "whatever the reader wants",
     "--against=torch": "needs PyTorch; tests/parity",
+    "pytorch_mnist.py": "needs PyTorch and MNIST; tests/parity",
     "finetune_resnet50.py": "needs a file of torchvision's; tests/end_to_end/test_fine_tuning.py",
     "densenet121_imagenet": "compiles for a minute; tests/end_to_end/test_configs.py",
     "resnet18_cifar10.py": "compiles for half a minute; tests/end_to_end/test_configs.py",
@@ -34,7 +35,7 @@ NOT_RUN = {
     "report.py --workdir=runs/lenet5_digits": "takes a dozen seconds; the report of another run is made",
 }
 # The Python of pages that needs what isn't here.
-PYTHON_NOT_RUN = {"read_state_dict": "a file of torchvision's; tests/parity"}
+PYTHON_NOT_RUN = {"read_state_dict": "a file of torchvision's; tests/parity", "mnist.npz": "MNIST"}
 
 
 @pytest.fixture(scope="module")

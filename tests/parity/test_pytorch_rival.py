@@ -1,12 +1,14 @@
 """experiments/rivals/pytorch.py makes steps of the same networks as ours."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cnn_research.models import registry
@@ -63,3 +65,21 @@ def test_beside_each_other():
     config = f"--config={EXPERIMENTS / 'configs/lenet5_digits.py'}"
     found = json.loads(subprocess.run([*command, config], capture_output=True, text=True, check=True).stdout)
     assert found["ratio"]["median"] == pytest.approx(found["step_ms"]["median"] / found["rival_ms"]["median"], rel=0.01)
+
+
+def test_the_script_that_learns_mnist(torch, tmp_path):
+    """On images that tell their class by one bright row, it ends when 99 of 100 are right and says after how long."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 2560), ("test", 500)):
+        labels = rng.integers(0, 10, count)
+        images = rng.integers(0, 64, (count, 28, 28), dtype=np.uint8)
+        images[np.arange(count), 2 * labels + 4] = 255
+        arrays |= {f"{split}_image": images, f"{split}_label": labels}
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    command = [sys.executable, str(RIVALS / "pytorch_mnist.py"), str(tmp_path / "mnist.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    epoch, accuracy = re.fullmatch(r"epoch (\d+): (0\.99\d\d|1\.0000) after [\d.]+ s", last).groups()
+    assert int(epoch) == len(done.stdout.splitlines()) <= 30 and float(accuracy) >= 0.99
