@@ -9,7 +9,7 @@ In the spirit of tuomaso/train_mnist_fast on GitHub, whose one epoch takes 0.76 
 network is ours.
 
 Everything here was chosen on the last tenth of the training set. Needs mnist prepared as array_record; see the README.
-`--config.duration=12ep --config.model.filters=32,64,128` aims at 99.5 %.
+`--config.model.filters=32,64,128 --config.duration=6ep --config.optimizer.learning_rate=0.03` aims at 99.5 %.
 """
 
 from cnn_research.config import base_config, is_smoke, shrink
