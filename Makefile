@@ -134,11 +134,12 @@ test-notebooks: .venv/dev ## run every notebook from start to end, ten minutes i
 test-smoke: .venv/dev ## train two steps of every config on generated images
 	.venv/bin/python -m pytest -q -m smoke $(ARGS)
 
-lint: .venv/dev ## check style, formatting, the direction of imports, and shell scripts
+lint: .venv/dev ## check style, formatting, the direction of imports, shell scripts, and that RESULTS.md is what results/ gives
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/lint-imports
 	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run
+	.venv/bin/python experiments/results.py --check
 
 format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff check --fix
