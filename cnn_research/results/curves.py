@@ -42,6 +42,7 @@ def draw(found: Mapping[str, Mapping[str, Curve]]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(f"{title}: error")
         axes.set_xlabel("epoch")
+        axes.set_xlim(left=0)
         axes.grid(True, axis="y")
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
         axes.yaxis.set_minor_formatter(lambda share, _: f"{100 * share:g} %" if f"{share:e}"[0] in "25" else "")

@@ -141,6 +141,19 @@ def test_our_own_pages():
     assert not results.stale(ROOT)
 
 
+def test_what_make_train_says_in_our_own_readme():
+    """It is what the run of seed 0 that is kept gave, on the machine that it was kept on."""
+    found = json.loads((ROOT / "results/lenet5_digits/seed-0/results.json").read_text())
+    test, best, readme = found["test"], found["best"], (ROOT / "README.md").read_text()
+    for line in (
+        f"  network        lenet5, {found['parameters']:,} parameters",
+        f"  test accuracy  {test['accuracy']:.4f} (top-5 {test['top5']:.4f}, loss {test['loss']:.4f})",
+        f"  best           {best['accuracy']:.4f} at step {best['step']}",
+        f"  digest         {found['digest'][:16]}",
+    ):
+        assert f"{line}\n" in readme
+
+
 def test_our_own_results_hold_no_paths_of_a_machine():
     texts = [path.read_text() for path in (ROOT / "results").rglob("*") if path.is_file()]
     texts.append((ROOT / "RESULTS.md").read_text())
