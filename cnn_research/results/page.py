@@ -153,7 +153,7 @@ def _entry_details(entry: Entry) -> str:
         ),
         f"cnn-research {_joined(run.environment['cnn_research'] for run in runs)}",
     ]
-    likewise = f" Of seed {entry.seeds[0]}; the others likewise." if len(runs) > 1 else ""
+    likewise = f" The command is that of seed {entry.seeds[0]}." if len(runs) > 1 else ""
     return f"**[`{entry.name}`]({FOLDER}/{entry.name})**: {'; '.join(facts)}.{likewise}\n\n{_code(command(entry))}"
 
 
