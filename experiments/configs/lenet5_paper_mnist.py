@@ -3,6 +3,15 @@ recognition", Proc. IEEE 86(11), 1998.
 
     python experiments/train.py --config=experiments/configs/lenet5_paper_mnist.py --workdir=runs/lenet5_paper_mnist \\
         --config.dataset.data_dir=path/to/tensorflow_datasets
+
+Published: 0.95 % test error without distorted images (section III-B). Test accuracy over seeds: RESULTS.md.
+
+From the paper: the network to the parameter, radial basis outputs with drawn codes, pixels from -0.1 (background) to
+1.175, the criterion with the rubbish class (equation 9), 20 passes, no augmentation. What differs: it takes single
+images in the order of a stochastic diagonal Levenberg-Marquardt method, here batches of 64 and Adam, which scales steps
+by parameter too; and it names no j. Learning rate and j are those of 0.002, 0.005, 0.01 and 1, 10, 40 with the
+lowest error on images of the last tenth of the training set, after five passes over the first 6,400; without the
+rubbish class, units stay where they are linear and the error is twice as high. Needs mnist prepared as array_record.
 """
 
 from cnn_research.config import base_config, is_smoke, shrink
@@ -14,8 +23,9 @@ def get_config(mode: str = ""):
     config.dataset.name = "mnist"
     config.dataset.mean = (0.1 / 1.275,)  # background at -0.1, ink at 1.175
     config.dataset.std = (1 / 1.275,)
-    config.batch_size = 32
-    config.duration = "20ep"
-    config.optimizer.learning_rate = 0.001
+    config.batch_size = 64
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 0.005
     config.schedule.warmup = "5%"
+    config.loss.name = "map"
     return shrink(config, image_size=28) if is_smoke(mode) else config
