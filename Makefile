@@ -145,11 +145,12 @@ docs: .venv/docs ## build the documentation into site/; its pages open from the 
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
 	@echo "site/index.html"
 
-lint: .venv/dev ## check style, formatting, the direction of imports, and shell scripts
+lint: .venv/dev ## check style, formatting, the direction of imports, shell scripts, and that RESULTS.md is what results/ gives
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/lint-imports
 	.venv/bin/shellcheck -x experiments/tpu/*.sh .ci/run cnn_research/commands/completion.bash
+	.venv/bin/python experiments/results.py --check
 
 format: .venv/dev ## format the code and apply the fixes that are safe
 	.venv/bin/python -m ruff check --fix

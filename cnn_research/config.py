@@ -36,7 +36,7 @@ CHOICES = {
         *("constant", "step", "piecewise", "exponential", "cosine", "linear"),
         *("polynomial", "one_cycle", "warm_restarts", "plateau"),
     ),
-    "loss.name": ("softmax_cross_entropy", "sigmoid", "hinge", "squared_error", "focal"),
+    "loss.name": ("softmax_cross_entropy", "sigmoid", "hinge", "squared_error", "focal", "map"),
     "precision": ("float32", "bfloat16", "float16"),
     "matmul_precision": ("default", "high", "highest"),
     "on_divergence": ("stop", "rollback"),
@@ -203,8 +203,10 @@ def base_config() -> ConfigDict:
 
     # What each loss computes stands in training/losses.py.
     config.loss = ConfigDict()
-    config.loss.name = "softmax_cross_entropy"  # softmax_cross_entropy | sigmoid | hinge | squared_error | focal
+    # softmax_cross_entropy | sigmoid | hinge | squared_error | focal | map (LeCun et al. 1998, for lenet5_paper)
+    config.loss.name = "softmax_cross_entropy"
     config.loss.gamma = 2.0  # focal, >= 0: how little what is right already counts
+    config.loss.rubbish = 10.0  # map, >= 0: the distance from all classes' codes at which an image belongs to none
     config.loss.class_weights = (1.0,)  # >= 0, one value or one a class: an example's loss counts so much
     config.loss.auxiliary_weight = 0.3  # >= 0: of each auxiliary head's loss (googlenet; Szegedy et al. 2015)
     config.loss.label_smoothing = 0.0  # in [0, 1): probability mass spread evenly over all classes; not for hinge

@@ -170,7 +170,7 @@ def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None],
     require(0 <= schedule.end <= 1, "schedule.end", "must be at least 0 and at most 1: it is a fraction of the peak")
     require(schedule.patience >= 1, "schedule.patience", "must be at least 1")
 
-    for field in ("gamma", "auxiliary_weight"):
+    for field in ("gamma", "rubbish", "auxiliary_weight"):
         require(_not_negative(loss[field]), f"loss.{field}", "must be at least 0")
     weights = loss.class_weights
     enough = len(weights) > 0 and all(map(_not_negative, weights)) and any(weights)

@@ -122,6 +122,7 @@ BAD = [
     ("schedule.factor", 1.1, "at most 1"),
     ("loss.name", "cross_entropy", "softmax_cross_entropy"),
     ("loss.gamma", -0.5, "at least 0"),
+    ("loss.rubbish", -1.0, "at least 0"),
     ("loss.class_weights", (), "one value"),
     ("loss.class_weights", (1.0, -1.0), "at least 0"),
     ("loss.class_weights", (0.0, 0.0), "not only zeros"),

@@ -18,6 +18,7 @@ COMMANDS = {
     "benchmark": ("measures how fast the parts of an experiment are", "step --config=lenet5_digits"),
     "prepare": ("prepares a TFDS dataset, once", "mnist --data_dir=path/to/tensorflow_datasets"),
     "export": ("writes a network to a file for JAX alone", "--workdir=runs/lenet5_digits --output=lenet5.zip"),
+    "results": ("keeps the results of runs, and makes RESULTS.md of them", "--add=runs/lenet5_digits"),
     "completion": ("prints a script by which bash or zsh completes these commands", "bash"),
 }
 

@@ -190,8 +190,8 @@ class LeNet5Paper(nn.Module):
     * Every unit up to F6 squashes its weighted sum by 1.7159 tanh(2a / 3), the subsampling ones included (section
       II-B).
     * The output y_i is the squared distance of F6's states to a fixed code of class i: the smaller, the better. The
-      logits are -y_i, so softmax cross-entropy on them is y_correct + log(sum_i exp(-y_i)), the paper's MAP criterion
-      (equation 9) without its constant term exp(-j).
+      logits are -y_i: `losses.map_criterion` is the paper's, y_correct + log(exp(-j) + sum_i exp(-y_i)) (equation 9),
+      and softmax cross-entropy the same without exp(-j).
     * Weights start uniform in +-2.4 / fan_in (appendix A), a subsampling coefficient having four inputs; biases, on
       which the paper is silent, start at 0.
 

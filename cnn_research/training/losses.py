@@ -113,6 +113,27 @@ def focal(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, ga
     return -jnp.sum(_targets(logits, labels, label_smoothing) * wrong**gamma * log_p, axis=-1)
 
 
+def map_criterion(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0, rubbish: float = 10.0
+) -> jax.Array:
+    """Cross-entropy with one class more, of rubbish, whose logit is fixed: -z_label + log(e^-j + sum_k e^z_k).
+
+    LeCun et al. 1998, equation 9, for logits z that are minus the squared distances to the classes' codes. Without the
+    rubbish class only their differences count, and a network whose states never come near a code has no loss to lose:
+    one of saturating units stays where these are linear. With it an image is pulled to the code of its class from
+    anywhere, and pushed from those that are nearer than about j.
+
+    Args:
+        logits, labels, label_smoothing: as in `softmax_cross_entropy`.
+        rubbish: j, at least 0.
+
+    Returns:
+        float32[N], in nats; it may be negative.
+    """
+    pulled = jnp.sum(_targets(logits, labels, label_smoothing) * logits, axis=-1)
+    return jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), -rubbish) - pulled
+
+
 def create_loss(config: ConfigDict, num_classes: int) -> Loss:
     """Returns the loss of `config.loss`.
 
@@ -129,6 +150,7 @@ def create_loss(config: ConfigDict, num_classes: int) -> Loss:
         "hinge": multiclass_hinge,
         "squared_error": functools.partial(squared_error, **smoothing),
         "focal": functools.partial(focal, **smoothing, gamma=config.gamma),
+        "map": functools.partial(map_criterion, **smoothing, rubbish=config.rubbish),
     }[config.name]
     weights = tuple(config.class_weights)
     if len(weights) not in (1, num_classes):

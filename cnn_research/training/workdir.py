@@ -153,6 +153,8 @@ def environment() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
         "processes": jax.process_count(),
     }
 
@@ -160,6 +162,15 @@ def environment() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that results depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _processor() -> str:
+    """The model of the CPU, whose device_kind is "cpu" whatever it is; "" where the system doesn't say."""
+    with contextlib.suppress(OSError):  # Linux, where platform.processor() is empty as a rule
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _git_commit() -> str | None:

@@ -37,6 +37,8 @@ def expected(name, logits, q, gamma=2.0):
             return ((q - p) ** 2).sum(-1) / 2
         case "focal":  # Lin et al. 2017, equation 4
             return -(q * (1 - p) ** gamma * log_p).sum(-1)
+        case "map":  # LeCun et al. 1998, equation 9, with y = -z and j = 10
+            return (q * -z).sum(-1) + np.log(np.exp(-10.0) + np.exp(z).sum(-1))
 
 
 def onehot(labels, classes, smoothing=0.0):
@@ -114,6 +116,10 @@ QUARTERS = [np.log(3), 0.0]  # p = (3/4, 1/4)
         ("focal", QUARTERS, {"gamma": 0.0}, np.log(4 / 3)),
         ("focal", [0.0, 1e4], {}, 1e4),
         ("focal", [1e4, 0.0], {"gamma": 0.5}, 0.0),
+        ("map", [0.0, 0.0], {"rubbish": 0.0}, np.log(3)),  # of three classes, of which one is rubbish
+        ("map", [-50.0, -1e4], {"rubbish": 2.0}, 48.0),  # far from all codes: the distance, less j
+        ("map", QUARTERS, {"rubbish": 1e4}, np.log(4 / 3)),  # nothing is rubbish: cross-entropy
+        ("map", [-1e4, 0.0], {}, 1e4),
     ],
     ids=str,
 )

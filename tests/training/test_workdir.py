@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -219,6 +220,9 @@ def test_environment(folder, monkeypatch):
         }
         == environment
     )
+    assert environment["cores"] == os.cpu_count()
+    if Path("/proc/cpuinfo").exists() and "model name" in Path("/proc/cpuinfo").read_text():
+        assert environment["processor"] and environment["processor"] in Path("/proc/cpuinfo").read_text()
     assert environment["device_kind"] == jax.devices()[0].device_kind and platform.system() in environment["system"]
     assert environment["versions"] == workdir.versions() and environment["versions"]["jax"] == jax.__version__
     assert set(environment["versions"]) == set(workdir.PACKAGES)
