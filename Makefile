@@ -96,7 +96,7 @@ endif
 	@touch .venv/core $@
 
 .venv/browser: pyproject.toml
-	@sh -c "$$INSTALL" install .venv "$(PYTHON)" "$(PYTHONS)" -e '.[dev,browser]'
+	@sh -c "$$INSTALL" install .venv "$(PYTHON)" "$(PYTHONS)" -e '.[dev,browser,docs]'
 	@touch .venv/core .venv/dev $@
 
 .venv/docs: pyproject.toml

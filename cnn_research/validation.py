@@ -153,6 +153,9 @@ def _check_recipe(config: ConfigDict, require: Callable[[bool, str, str], None],
     require(_not_negative(optimizer.weight_decay), "optimizer.weight_decay", "must be at least 0")
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "loss.label_smoothing"):
         require(0 <= get_field(config, field) < 1, field, "must be at least 0 and below 1")
+    if optimizer.renormalise:
+        sized = "is for muon, whose updates have a size of their own"
+        require(optimizer.name == "muon", "optimizer.renormalise", sized)
     for pattern in optimizer.freeze:
         attempt("optimizer.freeze", _parse_pattern, pattern)
     for text in optimizer.learning_rate_multipliers:

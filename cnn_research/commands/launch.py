@@ -71,6 +71,12 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
     app.run(guarded, flags_parser=parse)
 
 
+def sibling(name: str) -> str:
+    """Returns how another command is started from where this one was: as a script beside it, or by the console's."""
+    script = Path(sys.argv[0])
+    return f"python {script.with_name(name)}.py" if script.suffix == ".py" else f"cnn-research {name}"
+
+
 def given_config() -> ConfigDict:
     """Returns FLAGS.config with what the command line sets to None."""
     for field in _unset:

@@ -70,7 +70,7 @@ def _report(workdir: str) -> str:
 
 
 def _report_command(workdir: str) -> str:
-    return f"cnn-research report --workdir={shlex.quote(workdir)}"
+    return f"{launch.sibling('report')} --workdir={shlex.quote(workdir)}"
 
 
 def _preview(config: ConfigDict) -> None:

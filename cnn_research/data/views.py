@@ -18,7 +18,7 @@ def make_views(
         Krizhevsky et al. 2012, section 4.1.
       flip: the mirror image of every view too.
       shift: pixels: each view also moved by so many, once up and left, once down and right; what comes in from outside
-        the image is its reflection. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5.
+        the view is its reflection. Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5.
 
     Returns:
       [V, N, c, c, C] of the type of `images`, V being 1 or 10, twice as many with `flip`, three times with `shift`.

@@ -109,7 +109,8 @@ def measure_loop(config: ConfigDict, repeats: int = 10, steps: int = 50) -> dict
     the steps that are counted.
 
     Args:
-        config: of the experiment. Its intervals of logging and saving are kept, its duration is not.
+        config: of the experiment. Its intervals of logging and saving are kept, its duration is not, and each call is
+            one step, whatever its steps_per_call.
         repeats: how often both are measured.
         steps: how many of each at a time; rounded up to a multiple of the interval of logging, where the loop waits for
             the devices.
@@ -122,6 +123,7 @@ def measure_loop(config: ConfigDict, repeats: int = 10, steps: int = 50) -> dict
         UserError: the config or the dataset is not right.
     """
     config = config.copy_and_resolve_references()
+    config.steps_per_call = 1
     validate(config, parallel.device_count())
     split = config.dataset.train_split
     feed = open_feeds(config, (), split)[split]

@@ -322,6 +322,11 @@ def union(texts: Iterable[str]) -> list[str]:
     return sorted({text for row in everyone for text in json.loads(row.tobytes())})
 
 
+def of_main(tree: Any) -> Any:
+    """Returns what process 0 has, in all processes; all of them must ask, with trees of the same shapes."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
 def agree(text: str) -> bool:
     """Whether all processes say the same; all of them must ask."""
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

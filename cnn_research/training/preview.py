@@ -29,7 +29,7 @@ def preview(config: ConfigDict) -> dict[str, Any]:
         device, what the compiled step holds at once, "checkpoint_bytes", "steps", "epochs", "devices", "device_kind",
         "step_seconds", "examples_per_second", "fraction_of_peak" (None where the device's peak is not known),
         "evaluations", "evaluation_seconds" each, "total_seconds", "device_seconds"}. The times leave out compiling,
-        reading the data for the first time, and saving.
+        reading the data for the first time, and saving; steps are waited for one by one, whatever steps_per_call.
 
     Raises:
         UserError: a mistake in the config or the data.

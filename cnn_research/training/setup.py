@@ -31,7 +31,8 @@ from cnn_research.training.step import eval_step, network_input, normalise, trai
 
 Feed = ResidentFeed | StreamingFeed  # they have one contract
 
-_EXAMPLES_TO_FIT = 5000  # the first of the training order, for networks whose initial values depend on the data
+# Of the first images of the training order, for networks whose initial values depend on the data: 5,000 of CIFAR-10.
+_PIXELS_TO_FIT = 5000 * 32 * 32
 
 
 def open_feeds(config: ConfigDict, eval_splits: tuple[str, ...], train_split: str | None = None) -> dict[str, Feed]:
@@ -264,10 +265,13 @@ class Experiment:
             return pretrained.load(config.init, config.model.name, self.model, self.input_shape[:2], variables)
         if not hasattr(self.model, "fit_to_data"):
             return variables
-        count = min(_EXAMPLES_TO_FIT, self._feed.num_examples)
+        height, width, _ = self._feed.image_shape
+        count = min(max(1, _PIXELS_TO_FIT // (height * width)), self._feed.num_examples)
         with closing(self._feed.train_batches(0, count)) as batches:
-            images = self._feed.gather(self._feed.arrays, next(batches))["image"]
-        return self.model.fit_to_data(variables, np.asarray(normalise(images, config.dataset.mean, config.dataset.std)))
+            images = jnp.asarray(self._feed.gather(self._feed.arrays, next(batches))["image"])
+        images = np.asarray(normalise(images, config.dataset.mean, config.dataset.std))
+        # Eigenvectors and the like come out otherwise on another kind of processor.
+        return parallel.of_main(self.model.fit_to_data(variables, images))
 
     def check_evaluation(self, variables: Any, feed: Feed, trained_on: Sequence[int]) -> None:
         """Makes sure that the network can see the evaluation views of a feed's images, without computing anything.
@@ -285,7 +289,8 @@ class Experiment:
         try:
             shape = jax.eval_shape(self._make_views, images).shape[2:]
         except ValueError as error:
-            raise UserError(f"config.evaluation.crop_size={evaluation.crop_size}: {error}") from None
+            field = "crop_size" if evaluation.crop_size > min(feed.image_shape[:2]) else "shift"
+            raise UserError(f"config.evaluation.{field}={evaluation[field]}: {error}") from None
         if shape == tuple(trained_on):
             return
         (seen, trained), sizes = ((f"{h}x{w}" for h, w, _ in (shape, trained_on)), set(trained_on[:2]))

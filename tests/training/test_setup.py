@@ -116,6 +116,7 @@ def test_parameters_are_made_for_what_augmentation_leaves():
         ("lenet5", {}, "views of 40x40 .* lenet5, .* 32x32 .*; config.evaluation.crop_size=32 does"),
         ("lenet5", {"crop_size": 36}, "views of 36x36 .*config.evaluation.crop_size=32"),
         ("lenet5", {"crop_size": 48}, "evaluation.crop_size=48: crops of 48x48 .* images of 40x40"),
+        ("lenet5", {"crop_size": 32, "shift": 32}, "evaluation.shift=32: .* views of 32x32"),
         ("vgg16_bn_cifar", {"crop_size": 16}, "views of 16x16 .* don't fit vgg16_bn_cifar: pool5: .* too small"),
         ("resnet20", {}, None),  # fits any size
         ("resnet20", {"crop_size": 36, "flip": True}, None),
@@ -197,3 +198,17 @@ def test_what_could_never_have_an_effect(fields, says):
         set_field(config, field, value)
     with pytest.raises(UserError, match=says):
         Experiment(config, open_feeds(config, (), "train[:20]")["train[:20]"]).initial_state()
+
+
+def test_networks_that_look_at_the_data_first_see_the_same_with_every_feed():
+    """The first layer of SpeedNet, whose initial values are of the images: not those of another seed's order."""
+    config = base_config()
+    config.model.name, config.dataset.name = "speednet", "shapes:16"
+    source = open_source("shapes:16", "train[:40]")
+    kernels = []
+    for feed in (ResidentFeed(source), StreamingFeed(source), ResidentFeed(source)):
+        state = Experiment(config, feed).initial_state()
+        kernels.append(jax.device_get(state.params["whiten"]["kernel"]))
+    assert kernels[0].tobytes() == kernels[1].tobytes() == kernels[2].tobytes()
+    plain = Experiment(config, ResidentFeed(source)).initial_state(load_weights=False)
+    assert abs(plain.params["whiten"]["kernel"] - kernels[0]).max() > 0.1

@@ -11,7 +11,7 @@ from step_run import ARRAYS, BATCH, DEVICES, Run, assert_close, convnet, jax_tre
 from cnn_research.data.resident import ResidentFeed
 from cnn_research.data.sources import open_source
 from cnn_research.data.streaming import StreamingFeed
-from cnn_research.training import loop, metrics, parallel, writers
+from cnn_research.training import benchmark, loop, metrics, parallel, writers
 from cnn_research.training.setup import Experiment
 from cnn_research.training.step import train_steps
 
@@ -105,3 +105,40 @@ def test_a_run_tells_the_same_whatever_its_calls(tmp_path, monkeypatch):
         assert one.keys() == three.keys() and one["step"] == three["step"]
         numbers = [name for name, value in one.items() if isinstance(value, float)]
         np.testing.assert_allclose([three[n] for n in numbers], [one[n] for n in numbers], rtol=1e-4, atol=1e-6)
+
+
+# Whatever the state holds has to come out of a step in the type in which it went in, or no loop can carry it.
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimizer__name": "muon", "optimizer__renormalise": True, "optimizer__lookahead_steps": 2},
+        {"optimizer__name": "muon", "optimizer__rest": "nesterov", "ema_decay": 0.9, "precision": "float16"},
+        {"optimizer__name": "lamb", "optimizer__freeze": ("^conv1/",), "accumulation": 2, "precision": "bfloat16"},
+        {"optimizer__name": "nadamw", "optimizer__clip": "adaptive", "mix": "mixup(0.4)"},
+        *({"optimizer__name": name} for name in ("rmsprop", "lion", "lars", "adam")),
+    ],
+    ids=lambda fields: fields["optimizer__name"],
+)
+def test_any_state_can_be_carried(fields, monkeypatch):
+    """By shapes alone."""
+    monkeypatch.setattr(parallel, "on_cpu", lambda: False)
+    made = experiment(
+        model__name="convnet", model__filters=(2,), model__batch_norm="after_conv", batch_size=32, **fields
+    )
+    state = parallel.replicate(made.initial_state())
+    arrays, key = parallel.replicate(made._feed.arrays), parallel.replicate(jax.random.key(0))
+    batches = made._feed.train_batches(0, 32)
+    (three,) = parallel.prefetch(batches, 0, [3])
+    after, sums = jax.eval_shape(made.train_step(), state, arrays, three, key)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert sums["count"].shape == (DEVICES, 3)
+
+
+def test_the_loop_is_measured_step_by_step(monkeypatch):
+    monkeypatch.setattr(parallel, "on_cpu", lambda: False)
+    config = changed(
+        **{"model__name": "convnet", "model__filters": (2,), "model__dense": (), "batch_size": 16, "log_every": "2st"},
+        **{"steps_per_call": 2, "compilation_cache": "", "dataset__cache": ""},
+    )
+    found = benchmark.measure_loop(config, repeats=2, steps=4)
+    assert found["steps"] == 4 and found["loop_ms"]["median"] > 0
