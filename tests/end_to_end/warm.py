@@ -1,7 +1,8 @@
 """A Python that has imported what the scripts import, and runs each as a fork of itself: to import takes two seconds.
 
 Reads orders from stdin, one JSON object a line, and answers each with the exit code of the script, which is otherwise a
-process of its own: own flags, environment, files and interpreter exit. Only its modules were imported before.
+process of its own: own flags, environment, files and interpreter exit. Only its modules were imported before, so of
+JAX's variables only those count that are read again below.
 """
 
 import json
@@ -36,6 +37,7 @@ def run(order: dict) -> None:
     ):
         os.dup2(os.open(path, flags), number)
     sys.argv[:] = order["argv"]
+    sys.orig_argv[:] = [sys.executable, *order["argv"]]
     sys.path[0] = os.path.dirname(sys.argv[0])
     runpy.run_path(sys.argv[0], run_name="__main__")
 
