@@ -8,7 +8,6 @@ import functools
 import importlib
 import re
 import sys
-import tomllib
 from pathlib import Path
 from unittest import mock
 
@@ -155,20 +154,6 @@ def commands() -> str:
     return "\n".join(text)
 
 
-def curves() -> str:
-    """The picture of what has been trained."""
-    results = (ROOT / "docs" / "images" / "results.svg").is_file()
-    return f"![Curves of runs in the course of training](images/{'results' if results else 'learning_curves'}.svg)"
-
-
-def console() -> str:
-    """What an installation brings beside the scripts."""
-    name = "cnn-research"
-    if name not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("scripts", {}):
-        return ""
-    return f"An installed package has them as one command, which finds configs by name: `{name} train --config=NAME`."
-
-
 # --------------------------------------------------------------------------------------------------- reference
 
 
@@ -187,4 +172,4 @@ def _reference(package: str, files) -> str:
 
 
 # The functions by the names by which pages ask for them.
-GENERATED = {"config": config, "zoo": zoo, "console": console, "curves": curves, "commands": commands}
+GENERATED = {"config": config, "zoo": zoo, "commands": commands}
