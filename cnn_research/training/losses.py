@@ -128,7 +128,7 @@ def map_criterion(
         rubbish: j, at least 0.
 
     Returns:
-        float32[N], in nats; it may be negative.
+        float32[N], in nats.
     """
     pulled = jnp.sum(_targets(logits, labels, label_smoothing) * logits, axis=-1)
     return jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), -rubbish) - pulled
