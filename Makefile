@@ -136,7 +136,7 @@ test-notebooks: .venv/dev ## run every notebook from start to end, ten minutes i
 	.venv/bin/python -m pytest -q -m notebook tests/notebooks $(ARGS)
 
 test-smoke: .venv/dev ## train two steps of every config on generated images
-	.venv/bin/python -m pytest -q -n 2 -m smoke $(ARGS)
+	.venv/bin/python -m pytest -q -m smoke $(ARGS)
 
 test-docs: .venv/dev ## run the commands and examples of the documentation, three minutes in all
 	.venv/bin/python -m pytest -q -n 2 -m docs tests/docs $(ARGS)
