@@ -149,7 +149,7 @@ def test_batch_normalisation():
     x = 2 * normal(4, 5, 5, 4) + 1
     expect_same(without_statistics(cpu.accelerate(run)), without_statistics(run), params, x)
     for ours, theirs in zip(*(jax.tree.leaves(f(params, x)[1]) for f in (cpu.accelerate(run), run)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-7)  # means of numbers of about 1, rounded
 
 
 def test_batch_normalisation_over_devices():

@@ -460,15 +460,22 @@ def test_of_many_damaged_arrays_one_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(asyncio_logger, "handlers", [handler])
     read()
     assert not told
-    # Without the filter they are told: else this test could not fail.
-    monkeypatch.setattr(asyncio_logger, "filters", [])
-    read()
-    assert any("exception was never retrieved" in text for text in told)
 
 
-def test_other_failures_that_nobody_waited_for_are_told(caplog):
+@pytest.mark.parametrize(
+    ("reason", "is_told"),
+    [
+        # What TensorStore says of a damaged array, shortened; whether several fail at once is a matter of luck above.
+        (
+            'DATA_LOSS: Error opening "zarr" driver: Error reading "x/.zarray" in OCDBT database at local file "y"',
+            False,
+        ),
+        ("of somebody else", True),
+    ],
+)
+def test_of_failures_that_nobody_waited_for_those_of_others_are_told(reason, is_told, caplog):
     async def fail():
-        raise ValueError("of somebody else")
+        raise ValueError(reason)
 
     async def leave():
         task = asyncio.ensure_future(fail())
@@ -478,7 +485,8 @@ def test_other_failures_that_nobody_waited_for_are_told(caplog):
         gc.collect()
 
     asyncio.run(leave())
-    assert "Task exception was never retrieved" in caplog.text and "of somebody else" in caplog.text
+    assert ("Task exception was never retrieved" in caplog.text and reason in caplog.text) == is_told
+    assert is_told or not caplog.text
 
 
 def test_none_is_none(tmp_path):
