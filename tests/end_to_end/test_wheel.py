@@ -111,7 +111,7 @@ def test_it_is_the_installed_package_that_runs(run):
 
 def test_trains(trained):
     results = json.loads((trained / "results.json").read_text())
-    assert results["test"]["num_examples"] == 360 and results["test"]["accuracy"] >= 0.98
+    assert results["test"]["num_examples"] == 360 and results["test"]["accuracy"] >= 0.985
     environment = json.loads((trained / "environment.json").read_text())
     assert environment["git_commit"] is None
     assert Path(environment["command"][1]).name == "cnn-research"
