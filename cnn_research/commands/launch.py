@@ -4,6 +4,8 @@ import ast
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +28,8 @@ _unset: list[str] = []  # fields that the command line sets to None, which ml_co
 
 
 def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int = 0) -> None:
-    """Runs a command and exits: with 0 when done or preempted, 2 after a mistake of the user's, 3 when diverged.
+    """Runs a command and exits: with 0 when done or preempted, 2 after a mistake of the user's, 3 when diverged, and
+    as a shell says it after Ctrl-C (130) and where nobody reads the output any more (141).
 
     Args:
         main: the command; it reads FLAGS, and takes what is given besides flags.
@@ -43,7 +46,9 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
             missing = [f"--{name}" for name in required if not FLAGS[name].value]
             if missing:
                 raise UserError(f"{' and '.join(missing)} must be given; --help shows all flags")
-        except (flags.Error, UserError) as error:
+        except flags.Error as error:
+            _leave(2, _as_errors(_mistake(error)))
+        except UserError as error:
             _leave(2, _as_errors(error))
         except SystemExit:  # of --help, which absl reports as a failure
             sys.exit(0)
@@ -60,7 +65,7 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
         except Preempted as error:
             _leave(0, str(error))
         except KeyboardInterrupt:
-            _leave(130, "interrupted")  # 128 + SIGINT, as a shell says it
+            _leave(128 + signal.SIGINT, "interrupted")
         except Exception:
             if not parallel.is_connected():
                 raise
@@ -68,7 +73,32 @@ def run(main: Callable[..., None], required: Sequence[str] = (), arguments: int 
 
     for flag in FLAGS.get_key_flags_for_module(main.__module__):  # --help shows those of the script, which defines none
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except (SystemExit, BrokenPipeError) as end:
+        if not _is_unread(isinstance(end, BrokenPipeError)):
+            raise
+        sys.exit(getattr(end, "code", 0) or 128 + signal.SIGPIPE)
+
+
+def _is_unread(failed: bool) -> bool:
+    """Whether some of the output could not be written because its reader has left, as `head` does when it has enough.
+
+    Args:
+        failed: whether a pipe is known to be broken; it may be another one.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        failed = True
+    if not failed:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    unread = bool(poll.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds
+    return unread
 
 
 def sibling(name: str) -> str:
@@ -102,7 +132,7 @@ def overridden_config(path: str, texts: Mapping[str, str]) -> ConfigDict:
     try:
         values(argv)
     except flags.Error as error:
-        raise UserError(str(error)) from None
+        raise _mistake(error) from None
     for field in unset:
         configs.set_field(values.config, field, None)
     return values.config
@@ -196,6 +226,11 @@ def _log_to_console() -> None:
 
     absl_logging.set_verbosity(absl_logging.INFO)
     logging.getLogger().handlers = [Console()]
+
+
+def _mistake(error: flags.Error) -> UserError:
+    """What absl says of a flag; of one that is on or off it would show a tuple."""
+    return UserError(re.sub(r"\('Non-boolean argument to boolean flag', .*\)$", "must be true or false", str(error)))
 
 
 def _as_errors(error: Exception) -> str:

@@ -80,7 +80,7 @@ def _preview(config: ConfigDict) -> None:
     cost = preview(config)
     if not parallel.is_main():
         return
-    peak = cost["fraction_of_peak"]
+    peak, together = cost["fraction_of_peak"], cost["steps_per_call"]
     _print(
         {
             "network": f"{cost['model']}, {cost['parameters']:,} parameters",
@@ -91,7 +91,8 @@ def _preview(config: ConfigDict) -> None:
             f"{cost['checkpoint_bytes'] / 2**20:,.1f} MiB a checkpoint",
             "length": f"{cost['steps']:,} steps, {cost['epochs']:g} epochs, {cost['evaluations']:,} evaluations of "
             f"{cost['evaluation_seconds']:,.1f} s",
-            "time": f"{_duration(cost['total_seconds'])}, {_duration(cost['device_seconds'])} of one device",
+            "time": f"{_duration(cost['total_seconds'])}, {_duration(cost['device_seconds'])} of one device"
+            + (f", or less: the run makes {together} steps a call, here timed one by one" if together > 1 else ""),
             "on": f"{cost['devices']} device(s): {cost['device_kind']}",
         }
     )

@@ -28,8 +28,9 @@ def preview(config: ConfigDict) -> dict[str, Any]:
         "compiled_flops_per_step": what XLA counts in the compiled program of all devices, "memory_bytes": of one
         device, what the compiled step holds at once, "checkpoint_bytes", "steps", "epochs", "devices", "device_kind",
         "step_seconds", "examples_per_second", "fraction_of_peak" (None where the device's peak is not known),
-        "evaluations", "evaluation_seconds" each, "total_seconds", "device_seconds"}. The times leave out compiling,
-        reading the data for the first time, and saving; steps are waited for one by one, whatever steps_per_call.
+        "steps_per_call": of the run, but steps are timed one by one; "evaluations", "evaluation_seconds" each,
+        "total_seconds", "device_seconds"}. The times leave out compiling, reading the data for the first time, and
+        saving.
 
     Raises:
         UserError: a mistake in the config or the data.
@@ -78,6 +79,7 @@ def preview(config: ConfigDict) -> dict[str, Any]:
         "step_seconds": step_seconds,
         "examples_per_second": config.batch_size / step_seconds,
         "fraction_of_peak": flops / step_seconds / peak / parallel.device_count() if peak else None,
+        "steps_per_call": experiment.steps_per_call,
         "evaluations": evaluations,
         "evaluation_seconds": evaluation_seconds,
         "total_seconds": total,

@@ -356,15 +356,20 @@ class Experiment:
         )
         return parallel.pmap_step(functools.partial(train_steps, one=one), donate_state=True)
 
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps one call of the compiled train_step makes, where nothing is to be done in between.
+
+        Always 1 on a CPU, where a loop makes gradients of convolutions slow, and for images that come from the host.
+        """
+        return 1 if parallel.on_cpu() or self._feed.prefetch else self._config.steps_per_call
+
     def calls(self, first_step: int) -> Iterator[int]:
         """Yields how many steps each call of the compiled train_step makes, from a step to the end of training.
 
-        That is config.steps_per_call, or 1 where something is to be done before so many are made; and always 1 on a
-        CPU, where a loop makes gradients of convolutions slow, and for images that come from the host.
+        That is `steps_per_call`, or 1 where something is to be done before so many are made.
         """
-        many, step = self._config.steps_per_call, first_step
-        if parallel.on_cpu() or self._feed.prefetch:
-            many = 1
+        many, step = self.steps_per_call, first_step
         while step < self.total_steps:
             pauses = [(step // every + 1) * every for every in (self.log_every, self.eval_every, self.save_every)]
             pauses += [pause for pause in self.profile or () if pause > step]

@@ -1,5 +1,6 @@
 """`cnn-research`, as people type it. How an installed one does is in end_to_end/test_wheel.py."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,26 @@ def test_flags_reach_the_command():
     assert "C1" in console("describe", "lenet5", "--image_size=32")[0]
     _, err = console("describe", "lenet5", "--image_sise=32", code=2)
     assert "image_sise" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["describe", "--list"], ["describe", "googlenet"], ["train", "--help"]],
+    ids=["what fits into a buffer", "more than that", "help"],
+)
+def test_a_command_whose_output_nobody_reads_any_more_ends_quietly(arguments, unbuffered):
+    """As by `| head`; a shell says 128 + SIGPIPE of programs that end by it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "cnn_research.commands", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("name", ["preview", "config.freeze_batch_stats"])
+def test_a_flag_that_is_on_or_off(name):
+    _, err = console("train", "--config=lenet5_digits", f"--{name}=yes", code=2)
+    assert err == f"error: flag --{name}=yes: must be true or false\n"

@@ -141,3 +141,7 @@ def test_none_is_kept_from_ml_collections(monkeypatch, field, equals):
     argv = ["train.py", f"--config={TINY}", *override, "--workdir=w"]
     assert launch._checked_overrides(argv) == ["train.py", f"--config={TINY}", "--workdir=w"]
     assert launch._unset == [field]
+
+
+def test_another_pipe_than_the_output_is_no_reason_to_be_quiet(capfd):
+    assert not launch._is_unread(failed=True)

@@ -4,6 +4,7 @@ import jax
 import pytest
 from configs_for_tests import changed
 
+from cnn_research.commands import train
 from cnn_research.models import registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import parallel
@@ -38,4 +39,16 @@ def test_preview(config, feed, monkeypatch):
     expected = 25 * cost["step_seconds"] + 5 * cost["evaluation_seconds"]
     assert cost["total_seconds"] == pytest.approx(expected)
     assert cost["device_seconds"] == pytest.approx(8 * expected)
+    assert cost["steps_per_call"] == 1
     assert cost["fraction_of_peak"] == pytest.approx(cost["flops_per_step"] / cost["step_seconds"] / 8e9)
+
+
+@pytest.mark.parametrize(("on_cpu", "expected"), [(True, ""), (False, ", or less: the run makes 3 steps a call")])
+def test_says_that_steps_of_one_call_are_timed_one_by_one(config, on_cpu, expected, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "on_cpu", lambda: on_cpu)
+    config = config.copy_and_resolve_references()
+    config.update({"steps_per_call": 3, "compilation_cache": ""})
+    config.dataset.feed = "resident"
+    train._preview(config)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["time"])
+    assert line.partition(" of one device")[2].partition(", here")[0] == expected
