@@ -80,15 +80,15 @@ def _preview(config: ConfigDict) -> None:
     cost = preview(config)
     if not parallel.is_main():
         return
-    peak, together = cost["fraction_of_peak"], cost["steps_per_call"]
+    peak, together, held = cost["fraction_of_peak"], cost["steps_per_call"], cost["memory_bytes"]
     _print(
         {
             "network": f"{cost['model']}, {cost['parameters']:,} parameters",
             "a step": f"{cost['flops_per_step'] / 1e9:,.2f} GFLOPs ({cost['compiled_flops_per_step'] / 1e9:,.2f} as "
             f"compiled), {1e3 * cost['step_seconds']:,.1f} ms, {cost['examples_per_second']:,.0f} images/s"
             + (f", {100 * peak:.1f} % of the peak" if peak else ""),
-            "memory": f"{cost['memory_bytes'] / 2**20:,.0f} MiB a device for a step, the feed's images included; "
-            f"{cost['checkpoint_bytes'] / 2**20:,.1f} MiB a checkpoint",
+            "memory": (f"{held / 2**20:,.0f} MiB a device for a step, the feed's images included; " if held else "")
+            + f"{cost['checkpoint_bytes'] / 2**20:,.1f} MiB a checkpoint",
             "length": f"{cost['steps']:,} steps, {cost['epochs']:g} epochs, {cost['evaluations']:,} evaluations of "
             f"{cost['evaluation_seconds']:,.1f} s",
             "time": f"{_duration(cost['total_seconds'])}, {_duration(cost['device_seconds'])} of one device"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cnn_research.data import augment, mix, order, sources
+from cnn_research.data import augment, decode, mix, order, sources
 from cnn_research.data.streaming import StreamingFeed
 
 _SMALLEST = 96  # pixels of a picture on the sheet: smaller images are enlarged
@@ -79,5 +79,5 @@ def _arrange(grid: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> Ima
 
 
 def _picture(pixels: np.ndarray, scale: int) -> Image.Image:
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    picture = decode.from_array(pixels).convert("RGB")
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

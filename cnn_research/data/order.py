@@ -61,3 +61,8 @@ def example_indices(seed: int, start: int, count: int, num_examples: int) -> np.
         indices[done : done + take] = epoch_permutation(seed, epoch, num_examples)[offset : offset + take]
         done += take
     return indices
+
+
+def stream_positions(start: int, count: int) -> np.ndarray:
+    """Returns the stream positions start .. start + count - 1 as the devices know them: uint32[count], modulo 2**32."""
+    return (np.arange(count, dtype=np.int64) + start % 2**32).astype(np.uint32)  # the cast wraps around

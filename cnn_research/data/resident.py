@@ -116,9 +116,8 @@ class ResidentFeed:
         for step in itertools.count(int(first_step)):  # not of a fixed width: a long run must not overflow
             start = step * batch_size
             index = order.example_indices(self.seed, start, batch_size, self.num_examples)
-            position = np.arange(batch_size, dtype=np.int64) + start % 2**32
-            # The cast of the positions wraps around.
-            yield {"index": index.astype(np.int32)[share], "position": position.astype(np.uint32)[share]}
+            position = order.stream_positions(start, batch_size)
+            yield {"index": index.astype(np.int32)[share], "position": position[share]}
 
     def eval_batches(self, batch_size: int, share: slice = slice(None)) -> Iterator[dict[str, np.ndarray]]:
         """Yields every example exactly once, in order.

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from cnn_research.data import decode
+
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
@@ -40,8 +42,7 @@ def resize(
     if isinstance(image, np.ndarray):
         if image.shape[:2] == (size, size):
             return image
-        # Pillow wants grey images without a channel axis.
-        image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        image = decode.from_array(image)
     resampling = INTERPOLATIONS[interpolation]
     if how == "stretch":
         image = image.resize((size, size), resampling)

@@ -311,8 +311,7 @@ class _Chunks:
             images[place] = reader.pixels(index, image, positions[place] if self.training else None)
             labels[place], mask[place] = label, True
         if self.training:
-            extra = {"index": np.array(indices, np.int32)}
-            extra |= {"position": (np.arange(count, dtype=np.int64) + start % 2**32).astype(np.uint32)}
+            extra = {"index": np.array(indices, np.int32), "position": order.stream_positions(start, count)}
         else:
             extra = {"mask": mask}
         return {"image": images, "label": labels, **extra, "broken": np.array(broken, np.int64)}

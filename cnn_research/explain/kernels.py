@@ -33,11 +33,6 @@ class Filter:
     weights: np.ndarray
     effect: str
 
-    @property
-    def is_signed(self) -> bool:
-        """Whether the weights add up to 0: the result is then a difference of brightnesses and no picture."""
-        return abs(float(self.weights.sum())) < 1e-6
-
 
 def _filter(rows: Sequence[Sequence[float]], effect: str, divisor: float = 1) -> Filter:
     weights = np.array(rows, np.float32) / np.float32(divisor)

@@ -410,6 +410,3 @@ def activation_functions(functions: dict[str, Callable[[jax.Array], jax.Array]] 
         axes.set_visible(False)
     grid.flat[0].legend(loc="upper left", markerscale=5)
     return figure
-
-
-# --------------------------------------------------------------------------------------------- what they are made of

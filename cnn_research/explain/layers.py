@@ -10,7 +10,6 @@ and all of this may be jitted and differentiated: values travel in Flax's collec
 (`nn.remat`) give theirs too.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cnn_research.errors import suggest
 
 Variables = Mapping[str, Any]
 
@@ -242,6 +243,4 @@ def _numbered(path: str, number: int) -> str:
 
 def _check(path: str, known: Mapping[str, Any], order: Sequence[str]) -> None:
     if path not in known:
-        near = difflib.get_close_matches(path, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"the network has no layer {path!r}.{hint} Its layers: {', '.join(order)}")
+        raise ValueError(f"the network has no layer {path!r}.{suggest(path, known)} Its layers: {', '.join(order)}")

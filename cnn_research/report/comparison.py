@@ -77,9 +77,7 @@ def class_rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
     return [
         {
             "name": row[0].name,
-            "bars": [
-                (style.percent(score.recall), round(100 * float(np.nan_to_num(score.recall)), 1)) for score in row
-            ],
+            "bars": [sections.bar(score.recall) for score in row],
         }
         for row in zip(*scores, strict=True)
     ]

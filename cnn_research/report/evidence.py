@@ -10,7 +10,7 @@ from cnn_research.explain import layers, metrics
 from cnn_research.explain.attribution import grad_cam
 from cnn_research.explain.overlay import blend
 from cnn_research.report import sections
-from cnn_research.report.pictures import data_uri, enlarged, thumbnail
+from cnn_research.report.pictures import enlarged, thumbnail
 from cnn_research.report.run import Run
 
 _CARDS = 8  # of either kind
@@ -62,12 +62,13 @@ def _cards(run: Run, indices: Sequence[int], layer: str) -> list[dict[str, Any]]
         predicted, true = (int(column[place]) for column in columns)
         where = f"{run.split} image {run.indices[index]}"
         large = enlarged(thumbnail(pixels[place], _SIDE), _SIDE)
-        images = [_picture(pixels[place], f"{where}: {run.classes[true]}", "image")]
+        image = {"alt": f"{where}: {run.classes[true]}", "caption": "image"}
+        images = [sections.picture(pixels[place], _SIDE) | image]
         for kind, heat in zip((predicted, true), heats, strict=True):
             name, found = run.classes[kind], heat[place].max() > 0
             alt = f"{where}: what speaks for {name}" if found else f"{where}: nothing speaks for {name}"
             caption = f"for {name}" if found else f"nothing for {name}"
-            images.append(_picture(blend(large, heat[place]), alt, caption))
+            images.append(sections.picture(blend(large, heat[place]), _SIDE) | {"alt": alt, "caption": caption})
         cards.append(
             {
                 "images": images,
@@ -78,10 +79,3 @@ def _cards(run: Run, indices: Sequence[int], layer: str) -> list[dict[str, Any]]
             }
         )
     return cards
-
-
-def _picture(pixels: np.ndarray, alt: str, caption: str) -> dict[str, Any]:
-    small = thumbnail(pixels, _SIDE)
-    height, width = small.shape[:2]
-    crisp = max(height, width) < 64
-    return {"src": data_uri(small), "width": width, "height": height, "crisp": crisp, "alt": alt, "caption": caption}

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cnn_research.data.decode import from_array
 from cnn_research.explain import style
 
 _WEBP_QUALITY = 90  # a 32 x 32 photograph takes half a kilobyte, a quarter of what PNG needs
@@ -22,9 +23,9 @@ def data_uri(pixels: np.ndarray) -> str:
     grey = pixels.shape[2] == 1
     buffer = io.BytesIO()
     if grey:
-        Image.fromarray(pixels[..., 0]).save(buffer, "PNG", optimize=True)
+        from_array(pixels).save(buffer, "PNG", optimize=True)
     else:
-        Image.fromarray(pixels).save(buffer, "WEBP", quality=_WEBP_QUALITY, method=6)
+        from_array(pixels).save(buffer, "WEBP", quality=_WEBP_QUALITY, method=6)
     return address(buffer.getvalue(), "png" if grey else "webp")
 
 
@@ -37,7 +38,7 @@ def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
     """An image uint8[H, W, C] of at most `side` pixels each way; a smaller one as it is."""
     if max(pixels.shape[:2]) <= side:
         return pixels
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image = from_array(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, -1)
 

@@ -1,7 +1,6 @@
 """A run opened for reading: what it was, how it went, and what its network says of the test images."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from cnn_research.inference import Predictor
 from cnn_research.training import workdir as files
 from cnn_research.training.pretrained import read_run
 from cnn_research.training.setup import Feed, open_feeds
+from cnn_research.training.writers import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +94,13 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     indices, labels, probabilities = _predictions(predictor, feed)
     if not len(indices):
         raise UserError(f"none of the images of {config.dataset.name!r} {split} can be read")
+    metrics = workdir / "metrics.jsonl"
     return Run(
         name=workdir.name,
         config=config,
         results=files.read_json(workdir / "results.json"),
         environment=files.read_json(workdir / "environment.json") or {},
-        history=_history(workdir),
+        history=read_metrics(metrics) if metrics.exists() else [],
         step=step,
         predictor=predictor,
         split=split,
@@ -108,12 +109,6 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
         probabilities=probabilities,
         images=_images(config, feed, split, indices),
     )
-
-
-def _history(workdir: epath.Path) -> list[dict[str, Any]]:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be being written
 
 
 def _predictions(predictor: Predictor, feed: Feed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

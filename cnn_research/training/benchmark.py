@@ -170,10 +170,7 @@ def bare_steps(experiment: Experiment, feed: Feed, config: ConfigDict) -> Callab
     Returns:
         A function of the number of steps, to the seconds of one.
     """
-    with closing(feed.train_batches(0, config.batch_size, parallel.share(config.batch_size))) as batches:
-        batch = next(parallel.prefetch(iter([next(batches)]), 1))
-    state = parallel.replicate(experiment.initial_state())
-    arrays, key = parallel.replicate(feed.arrays), parallel.replicate(jax.random.key(config.seed))
+    state, arrays, batch, key = step_arguments(experiment, feed, config)
     p_train_step = experiment.train_step()
 
     def run(count: int) -> float:
@@ -186,6 +183,14 @@ def bare_steps(experiment: Experiment, feed: Feed, config: ConfigDict) -> Callab
         return (time.perf_counter() - began) / count
 
     return run
+
+
+def step_arguments(experiment: Experiment, feed: Feed, config: ConfigDict) -> tuple[Any, Any, Any, Any]:
+    """What the first training step is given, on the devices: state, arrays, batch, key."""
+    with closing(feed.train_batches(0, config.batch_size, parallel.share(config.batch_size))) as batches:
+        batch = next(parallel.prefetch(iter([next(batches)]), 1))
+    state = parallel.replicate(experiment.initial_state())
+    return state, parallel.replicate(feed.arrays), batch, parallel.replicate(jax.random.key(config.seed))
 
 
 def _with_workers(config: ConfigDict, workers: int) -> ConfigDict:

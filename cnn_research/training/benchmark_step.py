@@ -24,7 +24,7 @@ from cnn_research.errors import UserError
 from cnn_research.models import registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import parallel
-from cnn_research.training.benchmark import spread
+from cnn_research.training.benchmark import spread, step_arguments
 from cnn_research.training.setup import Experiment, Feed, evaluation_views, open_feeds
 from cnn_research.training.step import predict
 from cnn_research.validation import validate
@@ -56,16 +56,8 @@ def measure_step(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) ->
         UserError: the config or the dataset is not right, or the rival can't do the same.
     """
     experiment, feed = _open(config)
-    with closing(feed.train_batches(0, config.batch_size, parallel.share(config.batch_size))) as batches:
-        batch = next(parallel.prefetch(iter([next(batches)]), 1))
-    state = parallel.replicate(experiment.initial_state())
-    arrays, key = parallel.replicate(feed.arrays), parallel.replicate(jax.random.key(config.seed))
-    with _without_cache():
-        began = time.perf_counter()
-        lowered = experiment.train_step().lower(state, arrays, batch, key)
-        traced = time.perf_counter()
-        compiled = lowered.compile()
-        took = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
+    state, arrays, batch, key = step_arguments(experiment, feed, config)
+    compiled, took = _compile(experiment.train_step(), state, arrays, batch, key)
 
     def run(count: int) -> float:
         nonlocal state
@@ -78,7 +70,7 @@ def measure_step(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) ->
     spec = _spec(config, experiment, experiment.input_shape, config.batch_size, train=True)
     found = _compare(run, repeats, rival, spec)
     devices, operations = parallel.device_count(), experiment.flops_per_image
-    return _describe(found, config, config.batch_size, operations, _memory(compiled), devices) | _rounded(took)
+    return _describe(found, config, config.batch_size, operations, compiled, devices) | took
 
 
 def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = ()) -> dict[str, Any]:
@@ -104,12 +96,7 @@ def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = (
     step = functools.partial(
         predict, mean=config.dataset.mean, std=config.dataset.std, model=experiment.model, make_views=make_views
     )
-    with _without_cache():
-        began = time.perf_counter()
-        lowered = jax.jit(step).lower(variables, images)
-        traced = time.perf_counter()
-        compiled = lowered.compile()
-        took = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
+    compiled, took = _compile(jax.jit(step), variables, images)
     jax.block_until_ready(compiled(variables, images))
 
     def run(count: int) -> float:
@@ -121,7 +108,7 @@ def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = (
     spec = _spec(config, experiment, shape, batch_size, train=False)
     found = _compare(run, repeats, rival, spec)
     operations = 2 * views * layer_table(experiment.model, shape).macs
-    return _describe(found, config, batch_size, operations, _memory(compiled), devices=1) | _rounded(took)
+    return _describe(found, config, batch_size, operations, compiled, devices=1) | took
 
 
 def measure_startup(config: ConfigDict, repeats: int) -> dict[str, Any]:
@@ -190,6 +177,17 @@ def _open(config: ConfigDict, split: str = "") -> tuple[Experiment, Feed]:
     return Experiment(config, feed), feed
 
 
+def _compile(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
+    """Compiles a function of `jax.jit` or `jax.pmap` anew, and says how long it took."""
+    with _without_cache():
+        began = time.perf_counter()
+        lowered = function.lower(*arguments)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = {"trace_seconds": traced - began, "compile_seconds": time.perf_counter() - traced}
+    return compiled, {name: round(value, 2) for name, value in seconds.items()}
+
+
 @contextmanager
 def _without_cache() -> Iterator[None]:
     """Nothing is read from the persistent cache or written to it."""
@@ -203,17 +201,8 @@ def _without_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _memory(compiled: Any) -> int | None:
-    """What one device needs for arguments, results and intermediate ones, in bytes; None where XLA doesn't say."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    sizes = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
-    return sum(sizes) - found.alias_size_in_bytes
-
-
 def _describe(
-    found: dict[str, Any], config: ConfigDict, batch_size: int, flops: int, memory: int | None, devices: int
+    found: dict[str, Any], config: ConfigDict, batch_size: int, flops: int, compiled: Any, devices: int
 ) -> dict[str, Any]:
     peak, rate = parallel.peak_flops(), batch_size / found["step_ms"]["median"] * 1e3
     return {
@@ -226,13 +215,9 @@ def _describe(
         "flops_per_image": flops,
         "tflops": round(flops * rate / 1e12, 4),
         "fraction_of_peak": round(flops * rate / peak / devices, 4) if peak else None,
-        "memory_bytes": memory,
+        "memory_bytes": parallel.compiled_memory(compiled),
         **found,
     }
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 2) for name, value in seconds.items()}
 
 
 def _spec(

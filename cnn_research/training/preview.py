@@ -25,8 +25,8 @@ def preview(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
         {"model", "parameters", "flops_per_step": of the network's multiplications and additions, forward and backward,
-        "compiled_flops_per_step": what XLA counts in the compiled program of all devices, "memory_bytes": of one
-        device, what the compiled step holds at once, "checkpoint_bytes", "steps", "epochs", "devices", "device_kind",
+        "compiled_flops_per_step": what XLA counts in the compiled program of all devices, "memory_bytes": see
+        `parallel.compiled_memory`, "checkpoint_bytes", "steps", "epochs", "devices", "device_kind",
         "step_seconds", "examples_per_second", "fraction_of_peak" (None where the device's peak is not known),
         "steps_per_call": of the run, but steps are timed one by one; "evaluations", "evaluation_seconds" each,
         "total_seconds", "device_seconds"}. The times leave out compiling, reading the data for the first time, and
@@ -70,7 +70,7 @@ def preview(config: ConfigDict) -> dict[str, Any]:
         "parameters": parameters,
         "flops_per_step": flops,
         "compiled_flops_per_step": round((compiled.cost_analysis() or {}).get("flops", 0) * parallel.device_count()),
-        "memory_bytes": _memory(compiled),
+        "memory_bytes": parallel.compiled_memory(compiled),
         "checkpoint_bytes": saved,
         "steps": total_steps,
         "epochs": round(total_steps * config.batch_size / feed.num_examples, 2),
@@ -85,13 +85,6 @@ def preview(config: ConfigDict) -> dict[str, Any]:
         "total_seconds": total,
         "device_seconds": total * parallel.device_count(),
     }
-
-
-def _memory(compiled: Any) -> int:
-    """What a compiled step holds at once on one device; the state's arrays are reused for its results."""
-    stats = compiled.memory_analysis()
-    parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
-    return sum(parts) - stats.alias_size_in_bytes
 
 
 def _evaluation_seconds(config: ConfigDict, experiment: Experiment, feed: Any, state: Any) -> float:

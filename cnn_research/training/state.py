@@ -23,19 +23,19 @@ class TrainState(struct.PyTreeNode):
     There is no random state and no iterator state: everything random or ordered is a function of (seed, step).
     """
 
-    step: Any  # int32[]: how many updates have been made
-    params: Any  # float32 tree
-    batch_stats: Any  # float32 tree, {} for networks without batch normalisation
+    # int32[]: how many updates have been made.
+    step: Any
+    # float32 tree.
+    params: Any
+    # float32 tree, {} for networks without batch normalisation.
+    batch_stats: Any
     opt_state: Any
-    learning_rate_scale: Any = np.float32(
-        1
-    )  # float32[]: what the schedule's rate is multiplied by, lowered on a plateau or a rollback
-    averaged: Any = struct.field(
-        default_factory=dict
-    )  # moving averages {"params", "batch_stats"}; {} without ema.decay
-    loss_scale: Any = struct.field(
-        default_factory=dict
-    )  # float16: {"scale": float32[], "good_steps": int32[]}; else {}
+    # float32[]: what the schedule's rate is multiplied by, lowered on a plateau or a rollback.
+    learning_rate_scale: Any = np.float32(1)
+    # Moving averages {"params", "batch_stats"}; {} without ema_decay.
+    averaged: Any = struct.field(default_factory=dict)
+    # float16: {"scale": float32[], "good_steps": int32[]}; else {}.
+    loss_scale: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
