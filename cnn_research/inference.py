@@ -138,10 +138,7 @@ class Predictor:
             UserError: there is no such checkpoint, or it is damaged or a later version's.
         """
         path = files.locate(workdir)
-        try:
-            number, variables, about = read_run(path, str(checkpoint))
-        except ValueError as error:
-            raise UserError(f"workdir {path}: {error}") from None
+        number, variables, about = read_run(path, str(checkpoint))
         config = configs.from_json(json.dumps(about["config"]))
         parallel.initialise(config.compilation_cache, config.deterministic)
         dataset, evaluation = about["dataset"], config.evaluation

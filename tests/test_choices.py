@@ -18,7 +18,8 @@ from cnn_research.errors import UserError
 from cnn_research.models import layers, registry, resnet
 from cnn_research.training import losses, metrics, optimizers, parallel, schedules
 from cnn_research.training.checkpoints import Checkpoints
-from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.feeds import open_feeds
+from cnn_research.training.setup import Experiment
 
 
 @pytest.fixture(scope="module")

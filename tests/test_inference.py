@@ -16,8 +16,9 @@ from cnn_research.inference import Predictor, find_images, read_classes
 from cnn_research.models import registry
 from cnn_research.training import metrics
 from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.feeds import open_feeds
 from cnn_research.training.pretrained import read_run
-from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.setup import Experiment
 
 TINY = {
     "model__name": "convnet",

@@ -44,14 +44,14 @@ def main(name: str = "") -> None:
 
 
 def _draw_images(path: str, output: str) -> None:
-    from cnn_research.training import setup  # takes a second more than all the rest
+    from cnn_research.training import feeds  # takes a second more than all the rest
     from cnn_research.validation import validate
 
     config = launch.load_config(path)
     if flags.FLAGS.data_dir is not None:
         config.dataset.data_dir = flags.FLAGS.data_dir
     validate(config)
-    picture = setup.draw_contact_sheet(config)
+    picture = feeds.draw_contact_sheet(config)
     try:
         picture.save(output)
     except (OSError, ValueError) as error:

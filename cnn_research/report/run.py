@@ -14,8 +14,8 @@ from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
 from cnn_research.inference import Predictor
 from cnn_research.training import workdir as files
+from cnn_research.training.feeds import Feed, open_feeds
 from cnn_research.training.pretrained import read_run
-from cnn_research.training.setup import Feed, open_feeds
 from cnn_research.training.writers import read_metrics
 
 
@@ -81,10 +81,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     config = files.load_config(workdir)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
-    try:
-        step = read_run(workdir, "latest")[0]
-    except ValueError:
-        raise UserError(f"workdir {workdir} has no checkpoint yet: train it first") from None
+    step = read_run(workdir, "latest")[0]
     predictor = Predictor.from_workdir(workdir, step)
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]

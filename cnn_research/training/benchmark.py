@@ -21,8 +21,9 @@ from PIL import Image
 from cnn_research.data import order, sources
 from cnn_research.data.resize import resize
 from cnn_research.training import parallel
+from cnn_research.training.feeds import Feed, open_feed, open_feeds
 from cnn_research.training.loop import train
-from cnn_research.training.setup import Experiment, Feed, open_feed, open_feeds
+from cnn_research.training.setup import Experiment
 from cnn_research.validation import validate
 
 _SAMPLE = 256  # images that are read or decoded again and again

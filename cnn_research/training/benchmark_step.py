@@ -25,7 +25,8 @@ from cnn_research.models import registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import parallel
 from cnn_research.training.benchmark import spread, step_arguments
-from cnn_research.training.setup import Experiment, Feed, evaluation_views, open_feeds
+from cnn_research.training.feeds import Feed, open_feeds
+from cnn_research.training.setup import Experiment, evaluation_views
 from cnn_research.training.step import predict
 from cnn_research.validation import validate
 

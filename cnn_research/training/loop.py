@@ -16,8 +16,10 @@ from cnn_research.training import metrics, parallel
 from cnn_research.training import workdir as files
 from cnn_research.training.checkpoints import Checkpoints, any_in
 from cnn_research.training.divergence import Rollbacks, largest, require_finite
+from cnn_research.training.feeds import Feed, open_feeds
 from cnn_research.training.preemption import Preemption
-from cnn_research.training.setup import Experiment, Feed, open_feeds
+from cnn_research.training.pretrained import read_run
+from cnn_research.training.setup import Experiment
 from cnn_research.training.state import TrainState, count_parameters, digest
 from cnn_research.training.writers import Profiler, Progress, Writer
 from cnn_research.validation import validate
@@ -95,23 +97,10 @@ def _run(
     train_split, eval_split, test_split = (config.dataset[f"{use}_split"] for use in ("train", "eval", "test"))
     feed, total_steps, parameters = feeds[train_split], experiment.total_steps, count_parameters(state.params)
     p_train_step, p_eval_step = steps
-    about, restored = experiment.about(), checkpoints.restore_latest(like=state)
-    first_step = int(restored[0].step) if restored else 0
+    state, about = _beginning(config, experiment, state, checkpoints, rollbacks)
+    first_step, plateau = int(state.step), experiment.plateau(about["plateau"])
     if first_step > total_steps:
         raise UserError(f"workdir {workdir} is at step {first_step}, past the {total_steps} of config.duration")
-    if restored:
-        state, about = restored
-        if about["config"]["duration"] != config.duration:
-            logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
-        about["stopped_early"] &= about["config"]["early_stopping"] == config.early_stopping
-        about["config"] = config.to_dict()
-    plateau = experiment.plateau()
-    if plateau and about["plateau"]:
-        plateau.state = about["plateau"]
-    if rollbacks > about["rollbacks"]:
-        factor = config.rollback_factor ** (rollbacks - about["rollbacks"])
-        state = state.replace(learning_rate_scale=np.float32(state.learning_rate_scale * factor))
-        about["rollbacks"] = rollbacks
     files.describe(workdir, config)
     logging.info(
         f"{config.model.name}: {parameters:,} parameters, {config.precision} (matmul precision "
@@ -216,6 +205,22 @@ def _run(
         }
 
 
+def _beginning(
+    config: ConfigDict, experiment: Experiment, initial: TrainState, checkpoints: Checkpoints, rollbacks: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state from which training goes on, and what its checkpoint says of itself (`Experiment.about`)."""
+    state, about = checkpoints.restore_latest(like=initial) or (initial, experiment.about())
+    if about["config"]["duration"] != config.duration:
+        logging.info("duration is now %s: intervals and schedule are those of that length", config.duration)
+    about["stopped_early"] &= about["config"]["early_stopping"] == config.early_stopping
+    about["config"] = config.to_dict()
+    if rollbacks > about["rollbacks"]:
+        factor = config.rollback_factor ** (rollbacks - about["rollbacks"])
+        state = state.replace(learning_rate_scale=np.float32(state.learning_rate_scale * factor))
+        about["rollbacks"] = rollbacks
+    return state, about
+
+
 def evaluate(
     workdir: epath.PathLike,
     split: str = "",
@@ -231,7 +236,7 @@ def evaluate(
     Args:
         workdir: folder of the run.
         split: of the run's dataset, such as "train" or "test[:50%]"; "" = its dataset.test_split.
-        checkpoint: latest | best.
+        checkpoint: latest | best, or the step of one.
         data_dir: where the dataset is now; None = where it was in training.
         protocol: fields of config.evaluation to use instead of the run's own, such as {"crops": "ten"}.
 
@@ -253,15 +258,9 @@ def evaluate(
         validate(config)
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
-    with Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
-        latest = checkpoint == "latest"
-        found = checkpoints.restore_latest_network() if latest else checkpoints.restore_best_network()
-        if not found:
-            raise UserError(f"workdir {workdir} has no {checkpoint} checkpoint yet: train it first")
-        step, variables = found
-        trained_on = checkpoints.about(step)["dataset"]["image_shape"]
+    step, variables, about = read_run(workdir, checkpoint)
     experiment = Experiment(config, feed)
-    experiment.check_evaluation(variables, feed, trained_on)
+    experiment.check_evaluation(variables, feed, trained_on=about["dataset"]["image_shape"])
     p_eval_step, variables = experiment.eval_step(), parallel.replicate(variables)
     values = evaluate_feed(p_eval_step, variables, parallel.replicate(feed.arrays), feed, config.eval_batch_size)
     results = files.read_json(workdir / "results.json")

@@ -46,7 +46,7 @@ def load(config: ConfigDict, name: str, model: nn.Module, image_size: tuple[int,
         else:
             raise ValueError("there is neither a folder of a run nor a file")
         return _fitted(found, variables, config.head)
-    except (ValueError, OSError, ImportError) as error:  # the last: of the package that reads this kind of storage
+    except (UserError, ValueError, OSError, ImportError) as error:  # the last: of the package for this kind of storage
         raise UserError(f"config.init.weights={config.weights!r}: {error}") from None
 
 
@@ -61,13 +61,12 @@ def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]
         The step, {"params", "batch_stats"}, and what the checkpoint says of itself (`Experiment.about`).
 
     Raises:
-        ValueError: there is no such folder or checkpoint.
-        UserError: it is damaged.
+        UserError: there is no such folder or checkpoint, or it is damaged.
     """
     if not workdir.is_dir():
-        raise ValueError("there is no such folder")
+        raise UserError(f"workdir {workdir}: there is no such folder")
     if not any_in(workdir / "checkpoints"):
-        raise ValueError(f"there is no {which} checkpoint of a run in this folder")
+        raise UserError(f"workdir {workdir} has no {which} checkpoint yet: train it first")
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:
         if which == "latest":
             found = checkpoints.restore_latest_network()
@@ -79,7 +78,7 @@ def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]
             found = None
         if not found:
             steps = ", ".join(map(str, checkpoints.steps))
-            raise ValueError(f"there is no {which} checkpoint of a run in this folder; it has latest, best, {steps}")
+            raise UserError(f"workdir {workdir} has no {which} checkpoint among latest, best, {steps}")
         return *found, checkpoints.about(found[0])
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnn_research.training import parallel
-from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.feeds import open_feeds
+from cnn_research.training.setup import Experiment
 from cnn_research.training.state import count_parameters
 from cnn_research.validation import validate
 

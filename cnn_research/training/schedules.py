@@ -131,9 +131,5 @@ class Plateau:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep, JSON values; given back by setting it."""
+        """What a checkpoint has to keep, JSON values, to be given back as arguments."""
         return {"best": self.best, "waited": self.waited, "scale": self.scale}
-
-    @state.setter
-    def state(self, state: dict[str, Any]) -> None:
-        self.best, self.waited, self.scale = state["best"], state["waited"], state["scale"]

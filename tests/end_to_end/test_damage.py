@@ -113,7 +113,8 @@ import hashlib, jax
 from etils import epath
 from cnn_research.training import parallel, workdir
 from cnn_research.training.checkpoints import Checkpoints
-from cnn_research.training.setup import Experiment, open_feeds
+from cnn_research.training.feeds import open_feeds
+from cnn_research.training.setup import Experiment
 folder = epath.Path(folder)
 config = workdir.load_config(folder)
 config.dataset.cache = ""

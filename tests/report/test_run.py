@@ -87,7 +87,7 @@ def test_mistakes(tmp_path, coloured):
     with pytest.raises(UserError, match="holds no run: there is no config.json"):
         open_run(tmp_path)
     (tmp_path / "config.json").write_text((coloured / "config.json").read_text())
-    with pytest.raises(UserError, match="has no checkpoint yet: train it first"):
+    with pytest.raises(UserError, match="has no latest checkpoint yet: train it first"):
         open_run(tmp_path)
     with pytest.raises(UserError, match="validation"):
         open_run(coloured, "validation")

@@ -9,13 +9,15 @@ import pytest
 from configs_for_tests import changed
 
 from cnn_research.errors import UserError
-from cnn_research.training import loop, parallel, writers
+from cnn_research.training import loop, parallel, pretrained, writers
 from cnn_research.training import workdir as files
-from cnn_research.training.checkpoints import Checkpoints
+from cnn_research.training.checkpoints import Checkpoints, any_in
 
 
 def test_train_resume_and_evaluate(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Checkpoints", lambda folder, *a, **k: Checkpoints(tmp_path / folder.name, *a, **k))
+    for module in (loop, pretrained):
+        monkeypatch.setattr(module, "Checkpoints", lambda folder, *a, **k: Checkpoints(tmp_path / folder.name, *a, **k))
+        monkeypatch.setattr(module, "any_in", lambda folder: any_in(tmp_path / folder.name))
     events = writers.EventsWriter
     monkeypatch.setattr(writers, "EventsWriter", lambda prefix: events(str(tmp_path / "events")))
     monkeypatch.setitem(parallel.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)

@@ -196,8 +196,7 @@ def test_plateau(fields, values, factors):
     # The same again, by a process that is killed after each evaluation.
     state, again = Plateau(**settings).state, []
     for value in values:
-        resumed = Plateau(**settings)
-        resumed.state = json.loads(json.dumps(state))
+        resumed = Plateau(**settings, **json.loads(json.dumps(state)))
         again.append(resumed.evaluated(value))
         state = resumed.state
     np.testing.assert_allclose(again, factors)
