@@ -10,7 +10,6 @@ Images are decoded, resized, cut into views and normalised as evaluation does it
 import concurrent.futures
 import dataclasses
 import functools
-import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,8 @@ from flax import linen as nn
 from PIL import Image
 
 from cnn_research import config as configs
-from cnn_research.data import decode, folder, sources, views
+from cnn_research.data import decode, sources, views
+from cnn_research.data.image_files import find_images
 from cnn_research.data.resize import HOW, resize
 from cnn_research.errors import UserError, suggest
 from cnn_research.models import registry, torch_file, torchvision
@@ -194,7 +194,7 @@ class Predictor:
         path = epath.Path(weights).expanduser()
         try:
             facts = registry.model_facts(name)
-            model, variables = _import(name, torch_file.read_state_dict(path), facts)
+            model, variables = torchvision.import_network(name, torch_file.read_state_dict(path))
         except (ValueError, OSError, ImportError) as error:
             raise UserError(f"{name} with the weights {path}: {error}") from None
         if classes and len(classes) != model.num_classes:
@@ -372,42 +372,6 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "ndim") and not isinstance(value, str)
 
 
-def find_images(where: epath.PathLike | Sequence[epath.PathLike]) -> list[str]:
-    """Lists image files, each once.
-
-    Args:
-        where: one or several of: a file, whatever its name; a folder, of which all images at any depth are taken, by
-            their extensions; a pattern such as "images/*.png" or "images/**/*.png", of whose matches likewise.
-
-    Raises:
-        UserError: a folder without images, a pattern without matches, or nothing at all is given.
-    """
-    given = [where] if isinstance(where, str | os.PathLike) else list(where)
-    if not given:
-        raise UserError("no images are given: name files, folders or patterns such as 'images/*.png'")
-    paths = []
-    for each in map(os.path.expanduser, map(os.fspath, given)):
-        if os.path.isdir(each):
-            found = _images_in(each)
-            if not found:
-                raise UserError(f"there are no images in the folder {each} ({' '.join(folder.EXTENSIONS)})")
-        elif glob.has_magic(each) and not os.path.exists(each):
-            matches = sorted(glob.glob(each, recursive=True))
-            found = [path for match in matches for path in _images_in(match)]
-            if not found:
-                raise UserError(f"no image matches {each!r} ({' '.join(folder.EXTENSIONS)})")
-        else:
-            found = [each]
-        paths += found
-    return list(dict.fromkeys(paths))
-
-
-def _images_in(path: str) -> list[str]:
-    if os.path.isdir(path):
-        return [os.path.join(path, name) for name in folder.image_files(Path(path))]
-    return [path] if path.lower().endswith(folder.EXTENSIONS) else []
-
-
 def read_classes(path: epath.PathLike) -> list[str]:
     """Reads the names of classes from a text file, one a line.
 
@@ -422,22 +386,6 @@ def read_classes(path: epath.PathLike) -> list[str]:
         if not line:
             raise UserError(f"{path}, line {number}: the name of a class is missing")
     return lines
-
-
-def _import(name: str, state_dict: Any, facts: Any) -> tuple[nn.Module, Any]:
-    """The network with the file's weights, and with as many classes as the file has."""
-    num_classes = facts.num_classes
-    while True:
-        # Heads that only training needs aren't built: the file may or may not have them.
-        fields = {"auxiliary_heads": False} if "auxiliary_heads" in registry.model_fields(name) else {}
-        model = registry.create_model(name, num_classes, **fields)
-        images = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
-        like = jax.eval_shape(model.init, jax.random.key(0), images)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-        variables, report = torchvision.import_weights(name, state_dict, zeros)
-        if not report.dropped:
-            return model, variables
-        num_classes = len(state_dict[report.dropped[0]])
 
 
 def _resizing(how: str, interpolation: str) -> dict[str, str] | None:

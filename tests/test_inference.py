@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
-from cnn_research.inference import Predictor, find_images, read_classes
+from cnn_research.inference import Predictor, read_classes
 from cnn_research.models import registry
 from cnn_research.training import metrics
 from cnn_research.training.checkpoints import Checkpoints
@@ -273,23 +273,7 @@ def test_checkpoints_of_a_run(workdir, tmp_path):
 # ------------------------------------------------------------------------------------------------- files
 
 
-def test_find_images(pictures, monkeypatch):
-    monkeypatch.chdir(pictures)
-    (pictures / "odd" / "notes.txt").write_text("")
-    (pictures / "odd" / "[1].png").write_bytes(b"")
-    assert find_images("odd") == [f"odd/{name}.png" for name in ("1", "3", "5", "7", "9", "[1]")]
-    assert find_images(["odd/[1].png", "odd/3.*", "odd/3.png"]) == ["odd/[1].png", "odd/3.png"]
-    assert set(find_images("**/*.png")) == {*find_images("even"), *find_images("odd")}
-    assert find_images("*") == [*find_images("even"), *find_images("odd")]
-    assert find_images("odd/notes.txt") == ["odd/notes.txt"]  # named, so it is tried
-    assert find_images(["gone.png"]) == ["gone.png"]
-
-
 MISTAKES = {
-    "no images": (lambda p: find_images([]), ["no images are given"]),
-    "empty folder": (lambda p: find_images(p / "empty"), ["no images in the folder {tmp}/empty", ".png"]),
-    "folder of text": (lambda p: find_images([p / "run"]), ["no images in the folder {tmp}/run"]),
-    "pattern without matches": (lambda p: find_images(f"{p}/*.jpeg"), ["no image matches", "*.jpeg"]),
     "no run": (lambda p: Predictor.from_workdir(p / "gone"), ["workdir {tmp}/gone: there is no such folder"]),
     "no checkpoint": (lambda p: Predictor.from_workdir(p / "run"), ["workdir {tmp}/run", "no latest checkpoint"]),
     "unknown network": (lambda p: Predictor.from_zoo("resnet_50", p / "x"), ["resnet_50", "did you mean 'resnet50'"]),
@@ -303,7 +287,6 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake(name, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "empty").mkdir()
     (tmp_path / "run" / "log.txt").write_text("nothing")
     (tmp_path / "gap.txt").write_text("cat\n\ndog\n")
     act, expected = MISTAKES[name]

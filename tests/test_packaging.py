@@ -188,6 +188,35 @@ def test_every_other_file_of_the_package_is_installed():
     assert others == listed
 
 
+def paths_in_tree(text: str) -> set[str]:
+    """The paths that a tree names: a file or several, or a folder with its "/", to the left of what it says of them."""
+    paths, folders = set(), [""]
+    for line in text.splitlines():
+        indent, names = re.match(r"( *)(\S+(?: \S+)*)", line).groups()
+        if len(indent) > 8:  # more of what is said of the line above
+            continue
+        del folders[len(indent) // 2 + 1 :]
+        named = [folders[-1] + name for name in names.split()]
+        paths.update(named)
+        if named[0].endswith("/"):
+            folders.append(named[0])
+    return paths
+
+
+def test_architecture_names_what_there_is():
+    _, tree, text = (ROOT / "docs" / "architecture.md").read_text().split("```")
+    named = paths_in_tree(tree.strip("\n"))
+    modules = {file.relative_to(ROOT).as_posix() for file in FILES if file.name != "__init__.py"}
+    assert modules - named == set() and {path for path in named if not (ROOT / path).exists()} == set()
+    for module in re.findall(r"[\w/]+\.py\b", text):
+        assert list(ROOT.glob(module)) or list(PACKAGE.rglob(module)), module
+
+
+def test_the_tree_is_read_as_it_is_written():
+    text = "a/  of one  and\n  b.py c.py     both\n  d/    x\n    e.py\n          more words\n  f.py\ng/"
+    assert paths_in_tree(text) == {"a/", "a/b.py", "a/c.py", "a/d/", "a/d/e.py", "a/f.py", "g/"}
+
+
 def test_console_has_every_command():
     """A command is a module of commands/ with a run() that takes nothing."""
     functions = {

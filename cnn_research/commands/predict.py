@@ -11,8 +11,9 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from cnn_research.commands import launch, network
+from cnn_research.data.image_files import find_images
 from cnn_research.errors import UserError
-from cnn_research.inference import Prediction, find_images
+from cnn_research.inference import Prediction
 
 _TOLD = 20  # of images that can't be used; those after them are only counted
 

@@ -16,12 +16,12 @@ from absl import logging
 from PIL import Image
 
 from cnn_research.data import decode
+from cnn_research.data.image_files import image_files
 from cnn_research.data.splits import checked
 from cnn_research.errors import UserError, suggest
 
 PREFIX = "folder:"
 LABELS = "labels.csv"
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # The names of the folder beside train/ that isn't test/.
 _VALIDATION = ("validation", "val", "valid")
@@ -228,32 +228,6 @@ def _tree(root: Path, split: str) -> list[_Member]:
 def _subfolders(folder: Path) -> list[str]:
     names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
     return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
-
-
-def image_files(folder: Path, others: list[str] | None = None) -> list[str]:
-    """Returns the paths of all images below a folder, relative to it, with "/", folder by folder in order.
-
-    Args:
-      folder: to search; links are followed, but not in circles.
-      others: to which the names of visible files that aren't images are added.
-    """
-    found, seen = [], set()
-    for top, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(top)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        below = os.path.relpath(top, folder).replace(os.sep, "/")
-        for name in sorted(files):
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(EXTENSIONS):
-                found.append(name if below == "." else f"{below}/{name}")
-            elif others is not None and name not in ("Thumbs.db", "desktop.ini"):
-                others.append(name)
-    return found
 
 
 def _csv_layout(root: Path) -> _Layout:

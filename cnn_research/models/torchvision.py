@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from cnn_research.models import registry, vgg
 
@@ -272,6 +273,34 @@ def import_weights(
             raise ValueError(f"{name}: {tensor!r} doesn't come from the file, so variables must have initial values")
     report = Report(tuple(loaded), tuple(missing), tuple(unexpected), tuple(dropped))
     return jax.tree_util.tree_unflatten(tree, leaves), report
+
+
+def import_network(name: str, state_dict: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with the file's weights, and with as many classes as the file has.
+
+    Without heads that only training needs: the file may or may not have them.
+
+    Args:
+        name, state_dict: as for `import_weights`.
+
+    Returns:
+        The network, and its variables.
+
+    Raises:
+        ValueError: as `import_weights`.
+    """
+    facts = registry.model_facts(name)
+    fields = {"auxiliary_heads": False} if "auxiliary_heads" in registry.model_fields(name) else {}
+    images = jax.ShapeDtypeStruct((1, *facts.image_shape), jnp.float32)
+    num_classes = facts.num_classes
+    while True:
+        model = registry.create_model(name, num_classes, **fields)
+        like = jax.eval_shape(model.init, jax.random.key(0), images)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        variables, report = import_weights(name, state_dict, zeros)
+        if not report.dropped:
+            return model, variables
+        num_classes = len(state_dict[report.dropped[0]])
 
 
 _OTHER = "is the file another network's?"
