@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_flags
 from cnn_research.commands import hosts, launch
 from cnn_research.errors import UserError
 from cnn_research.training import loop, parallel
+from cnn_research.training.writers import duration
 
 
 def run() -> None:
@@ -91,16 +92,11 @@ def _preview(config: ConfigDict) -> None:
             + f"{cost['checkpoint_bytes'] / 2**20:,.1f} MiB a checkpoint",
             "length": f"{cost['steps']:,} steps, {cost['epochs']:g} epochs, {cost['evaluations']:,} evaluations of "
             f"{cost['evaluation_seconds']:,.1f} s",
-            "time": f"{_duration(cost['total_seconds'])}, {_duration(cost['device_seconds'])} of one device"
+            "time": f"{duration(cost['total_seconds'])}, {duration(cost['device_seconds'])} of one device"
             + (f", or less: the run makes {together} steps a call, here timed one by one" if together > 1 else ""),
             "on": f"{cost['devices']} device(s): {cost['device_kind']}",
         }
     )
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    return f"{hours} h {minutes:02} min" if seconds >= 3600 else f"{minutes} min {round(seconds) % 60:02} s"
 
 
 def _print(rows: dict[str, str]) -> None:

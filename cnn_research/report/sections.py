@@ -14,6 +14,7 @@ from cnn_research.explain import figures, metrics, style
 from cnn_research.models.layer_table import Layer, LayerTable, layer_table
 from cnn_research.report.pictures import data_uri, drawn, thumbnail
 from cnn_research.report.run import Run
+from cnn_research.training.writers import duration
 
 _TABLE_CLASSES = 20  # more, and the confusion matrix is a picture, with the most confused pairs in a list
 _GALLERIES = 100  # at most: those of ten classes
@@ -67,14 +68,6 @@ def command(environment: dict[str, Any]) -> str:
     words = [shlex.quote(word) for word in [Path(words[0]).name, *words[1:]]]
     program = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     return " \\\n    ".join([" ".join(program), *words[len(program) :]])
-
-
-def duration(seconds: float) -> str:
-    """Such as "29 s", "4 min 05 s", "3 h 20 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def curves(runs: dict[str, Sequence[dict[str, Any]]]) -> str:

@@ -211,12 +211,4 @@ def claim(workdir: epath.Path) -> IO:
     Raises:
         UserError: it can't be written, or another sweep is running in it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".sweep.lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return lock
-    except BlockingIOError:
-        raise UserError(f"workdir {workdir} is in use: another sweep is running in it") from None
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written ({error.strerror or error}): choose another") from None
+    return files.lock(workdir, ".sweep.lock", "another sweep is running in it")

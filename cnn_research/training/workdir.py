@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 from etils import epath
@@ -103,14 +103,28 @@ def claim(workdir: epath.Path) -> AbstractContextManager:
     """
     if not parallel.is_main():
         return contextlib.nullcontext()
+    return lock(workdir, ".lock", "another process is training in it; choose another")
+
+
+def lock(workdir: epath.Path, name: str, holder: str) -> IO:
+    """Creates a workdir if need be, makes sure that it can be written, and locks a file there until that is closed.
+
+    Args:
+        workdir: the folder.
+        name: of the file.
+        holder: who else may have locked it, for the message.
+
+    Raises:
+        UserError: it can't be written, or is locked.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        file = (workdir / name).open("w")
         if not is_remote(workdir):  # an object store has no locks
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return lock
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
     except BlockingIOError:
-        raise UserError(f"workdir {workdir} is in use: another process is training in it; choose another") from None
+        raise UserError(f"workdir {workdir} is in use: {holder}") from None
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written ({error.strerror or error}): choose another") from None
 

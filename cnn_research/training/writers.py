@@ -155,6 +155,14 @@ def read_metrics(path: epath.Path) -> list[dict[str, Any]]:
     return rows
 
 
+def duration(seconds: float) -> str:
+    """Such as "29 s", "4 min 05 s", "3 h 20 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 class Progress:
     """The progress bar (on a terminal) and the clock of a run. Use as a context manager."""
 

@@ -154,13 +154,6 @@ def test_many_classes_have_a_picture_for_a_matrix(run, monkeypatch):
     assert 'class="matrix"' not in text and "Confusion matrix of 4 classes" in text and 'href="#pair-' in text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (245, "4 min 05 s"), (12_000, "3 h 20 min")]
-)
-def test_durations(seconds, text):
-    assert sections.duration(seconds) == text
-
-
 def test_with_many_classes_all_that_is_right_and_the_most_confused_have_a_gallery():
     # 15 classes: 225 cells, but only 100 galleries.
     matrix = np.arange(225).reshape(15, 15) + 1

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cnn_research.errors import UserError
 from cnn_research.training import parallel, writers
-from cnn_research.training.writers import Progress, Writer, read_metrics
+from cnn_research.training.writers import Progress, Writer, duration, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -287,3 +287,10 @@ def test_a_full_disk_is_no_secret(tmp_path, monkeypatch, file):
                 writer.write(step, "train", values(step))
         with suppress(OSError):  # what is left in its buffer
             full.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (245, "4 min 05 s"), (12_000, "3 h 20 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
