@@ -86,6 +86,7 @@ class Predictor:
             are the size that the network sees.
         resizing: what brings images to `image_shape`: {"how", "interpolation"} of `data.resize`; None for nothing.
         batch_size: how many images are computed at once; fewer are padded to as many.
+        step: of the run's checkpoint; None for weights of a file.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Predictor:
         make_views: Callable[[jax.Array], jax.Array] = views.make_views,
         resizing: dict[str, str] | None = None,
         batch_size: int = 32,
+        step: int | None = None,
         matmul_precision: str = "default",
     ):
         """Takes the attributes.
@@ -117,6 +119,7 @@ class Predictor:
         self.make_views = make_views
         self.resizing = resizing
         self.batch_size = batch_size
+        self.step = step
         self.matmul_precision = None if matmul_precision == "default" else matmul_precision
         self._logits = jax.jit(self.compute)
 
@@ -163,6 +166,7 @@ class Predictor:
             make_views=evaluation_views(evaluation),
             resizing=_resizing(how, config.dataset.interpolation),
             batch_size=batch_size or _batch_size(shape, config.eval_batch_size),
+            step=number,
             matmul_precision=config.matmul_precision,
         )
 

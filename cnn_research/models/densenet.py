@@ -106,18 +106,9 @@ class _DenseNet(nn.Module):
     conv: layers.ModuleDef = nn.Conv
     norm: layers.ModuleDef = layers.BatchNorm
 
-    def _layers(self, train: bool) -> tuple[Callable[..., layers.Array], layers.ModuleDef]:
-        """The network's convolution and normalisation, with all settings that are the same everywhere in it."""
-        layers.check_choice("kernel_init", self.kernel_init, layers.INITIALIZERS)
-        kernel_init = layers.INITIALIZERS[self.kernel_init]
-        conv = functools.partial(
-            layers.conv, module=self.conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype
-        )
-        return conv, functools.partial(self.norm, use_running_average=not train, dtype=self.dtype)
-
     def _blocks(self, x: layers.Array, train: bool, blocks: Sequence[int]) -> layers.Array:
         """[N, H, W, C] -> logits. `blocks`: layers in each."""
-        plain_conv, norm = self._layers(train)
+        plain_conv, norm = layers.conv_and_norm(self, train)
 
         def conv(*args, **kwargs) -> layers.Array:
             return layers.dropout(plain_conv(*args, **kwargs), self.dropout_rate, train=train)
@@ -175,7 +166,7 @@ class DenseNet(_DenseNet):
         """
         if self.depth not in BLOCKS:
             raise ValueError(f"depth={self.depth!r} is not one of {', '.join(map(str, BLOCKS))}")
-        conv, norm = self._layers(train)
+        conv, norm = layers.conv_and_norm(self, train)
         x = conv(jnp.asarray(x, self.dtype), 2 * self.growth_rate, 7, name="conv0", stride=2, padding=3)
         x = nn.relu(norm(name="norm0")(x))
         x = layers.pool(x, "max", 3, name="pool0", stride=2, padding=1)
@@ -204,7 +195,7 @@ class CifarDenseNet(_DenseNet):
         num_layers, remainder = divmod(self.depth - 4, convolutions)
         if num_layers < 1 or remainder:
             raise ValueError(f"depth={self.depth!r} is not {convolutions}n + 4 with n >= 1")
-        conv, _ = self._layers(train)
+        conv, _ = layers.conv_and_norm(self, train)
         channels = 2 * self.growth_rate if self.bottleneck else 16
         x = conv(jnp.asarray(x, self.dtype), channels, 3, name="conv0", padding=1)
         return self._blocks(x, train, (num_layers,) * 3)

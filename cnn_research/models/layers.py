@@ -175,6 +175,24 @@ def conv(
     )(x)
 
 
+def conv_and_norm(network: Any, train: bool) -> tuple[Callable[..., Array], ModuleDef]:
+    """`conv` and a network's normalisation, with all settings that are the same everywhere in it.
+
+    Convolutions have no bias, which the normalisation after them would subtract again.
+
+    Args:
+        network: has the fields conv, norm, kernel_init and dtype.
+        train: whether batches are normalised by their own statistics.
+
+    Raises:
+        ValueError: kernel_init is not one of INITIALIZERS.
+    """
+    check_choice("kernel_init", network.kernel_init, INITIALIZERS)
+    settings = {"kernel_init": INITIALIZERS[network.kernel_init], "dtype": network.dtype}
+    convolution = functools.partial(conv, module=network.conv, use_bias=False, **settings)
+    return convolution, functools.partial(network.norm, use_running_average=not train, dtype=network.dtype)
+
+
 def _sum_pool(x: Array, *, window_shape: tuple, strides: tuple, padding: Any) -> Array:
     return nn.pool(x, 0.0, lax.add, window_shape, strides, padding)
 

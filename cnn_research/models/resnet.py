@@ -136,15 +136,6 @@ class _ResNet(nn.Module):
     conv: layers.ModuleDef = nn.Conv
     norm: layers.ModuleDef = layers.BatchNorm
 
-    def _layers(self, train: bool) -> tuple[Callable[..., layers.Array], layers.ModuleDef]:
-        """The network's convolution and normalisation, with all settings that are the same everywhere in it."""
-        layers.check_choice("kernel_init", self.kernel_init, layers.INITIALIZERS)
-        kernel_init = layers.INITIALIZERS[self.kernel_init]
-        conv = functools.partial(
-            layers.conv, module=self.conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype
-        )
-        return conv, functools.partial(self.norm, use_running_average=not train, dtype=self.dtype)
-
     def _stages(
         self,
         x: layers.Array,
@@ -157,7 +148,7 @@ class _ResNet(nn.Module):
     ) -> layers.Array:
         """[N, H, W, C] -> logits. `blocks` in each stage; `width` channels in the first, twice as many in each next."""
         layers.check_choice("shortcut", self.shortcut, SHORTCUTS)
-        conv, norm = self._layers(train)
+        conv, norm = layers.conv_and_norm(self, train)
         kernel_init = layers.INITIALIZERS[self.kernel_init]
         excite = None
         if self.squeeze_excitation:
@@ -235,7 +226,7 @@ class ResNet(_ResNet):
         bottleneck = self.depth >= 50
         if self.stride_in_1x1 and not bottleneck:
             raise ValueError(f"stride_in_1x1: ResNet-{self.depth} has only 3x3 convolutions in its blocks")
-        conv, norm = self._layers(train)
+        conv, norm = layers.conv_and_norm(self, train)
         x = jnp.asarray(x, self.dtype)
         if self.stem == "imagenet":
             x = conv(x, 64, 7, name="conv1", stride=2, padding=3)
@@ -270,7 +261,7 @@ class CifarResNet(_ResNet):
         blocks, remainder = divmod(self.depth - 2, 6)
         if blocks < 1 or remainder:
             raise ValueError(f"depth={self.depth!r} is not 6n + 2 with n >= 1: 20, 32, 44, 56, 110, ...")
-        conv, norm = self._layers(train)
+        conv, norm = layers.conv_and_norm(self, train)
         x = conv(jnp.asarray(x, self.dtype), 16, 3, name="conv1", padding=1)
         x = nn.relu(norm(name="norm1")(x))
         return self._stages(x, train, (blocks,) * 3, 16)

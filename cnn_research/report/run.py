@@ -15,7 +15,6 @@ from cnn_research.errors import UserError
 from cnn_research.inference import Predictor
 from cnn_research.training import workdir as files
 from cnn_research.training.feeds import Feed, open_feeds
-from cnn_research.training.pretrained import read_run
 from cnn_research.training.writers import read_metrics
 
 
@@ -81,8 +80,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
     config = files.load_config(workdir)
     if data_dir is not None:
         config.dataset.data_dir = data_dir
-    step = read_run(workdir, "latest")[0]
-    predictor = Predictor.from_workdir(workdir, step)
+    predictor = Predictor.from_workdir(workdir)
     split = split or config.dataset.test_split
     feed = open_feeds(config, (split,))[split]
     if feed.image_shape != predictor.image_shape:
@@ -98,7 +96,7 @@ def open_run(workdir: epath.PathLike, split: str = "", data_dir: str | None = No
         results=files.read_json(workdir / "results.json"),
         environment=files.read_json(workdir / "environment.json") or {},
         history=read_metrics(metrics) if metrics.exists() else [],
-        step=step,
+        step=predictor.step,
         predictor=predictor,
         split=split,
         indices=indices,
