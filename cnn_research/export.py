@@ -13,7 +13,7 @@ package does, and fails on JAX 0.12. These versions work together (tried with Py
 
     pip install jax2onnx==0.17.1 "jax<0.11" absl-py grain importlib_resources ml_collections pillow safetensors \\
         scikit-learn tensorboardX tqdm
-    pip install --no-deps cnn-research                  # or stay at the root of a checkout
+    pip install --no-deps .                             # at the root of a checkout; or the path of a wheel
 
     predictor = Predictor.from_workdir("runs/lenet5_digits")
     images = jax.ShapeDtypeStruct(("batch", *predictor.image_shape), jnp.uint8)

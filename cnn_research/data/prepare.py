@@ -13,8 +13,6 @@ from cnn_research.data import folder, shapes
 from cnn_research.data import tfds as tfds_source
 from cnn_research.errors import UserError
 
-INSTALL = "pip install 'cnn-research[prepare]'"
-
 
 def prepare(name: str, data_dir: str = "", output_dir: str = ""):
     """Makes a dataset readable, if it isn't already.
@@ -53,7 +51,7 @@ def prepare(name: str, data_dir: str = "", output_dir: str = ""):
 def _download(name: str, root):
     # TFDS would find out only after it has downloaded everything.
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f"Preparing {name!r} needs TensorFlow (reading it doesn't): {INSTALL}")
+        raise UserError(f"Preparing {name!r} needs TensorFlow (reading it doesn't): pip install tensorflow.")
     import tensorflow_datasets as tfds
 
     try:

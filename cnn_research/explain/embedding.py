@@ -107,9 +107,7 @@ def project(features: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndar
         try:
             import umap
         except ImportError:
-            raise ValueError(
-                'UMAP is not installed: pip install "cnn-research[explain]", or choose "pca" or "tsne"'
-            ) from None
+            raise ValueError('UMAP is not installed: pip install umap-learn, or choose "pca" or "tsne"') from None
         # With a seed it runs in one thread, and would warn of that.
         points = umap.UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed, n_jobs=1).fit_transform(features)
     else:

@@ -107,6 +107,6 @@ def _saliency() -> ModuleType:
         import saliency.core
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "XRAI, Guided IG and Blur IG need the package 'saliency': pip install 'cnn-research[explain]'"
+            "XRAI, Guided IG and Blur IG need the package 'saliency': pip install saliency"
         ) from error
     return saliency.core

@@ -236,7 +236,7 @@ def test_a_network_that_returns_no_logits(call):
 
 def test_pair_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "saliency", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'cnn-research\[explain\]'"):
+    with pytest.raises(ModuleNotFoundError, match="pip install saliency"):
         pair.xrai(*make(), IMAGES)
 
 

@@ -113,7 +113,7 @@ def test_pca_keeps_the_distances_of_a_plane():
 
 def test_umap_is_missed_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ValueError, match=r'pip install "cnn-research\[explain\]", or choose "pca" or "tsne"'):
+    with pytest.raises(ValueError, match='pip install umap-learn, or choose "pca" or "tsne"'):
         embedding.project(blobs()[0], "umap")
 
 
