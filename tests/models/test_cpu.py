@@ -51,6 +51,28 @@ def test_convolution(kernel, stride):
             )
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (4, 3)])
+def test_convolution_with_few_positions(size, stride):
+    # Not 2x5 among them: XLA's own gradient ends the process with it.
+    for kernel in ((2, 2), (3, 3), (7, 7)):
+        for padding in (NONE, ONE, ((3, 2), (3, 3))):
+            if all(size[axis] + sum(padding[axis]) >= kernel[axis] for axis in range(2)):
+                expect_same(
+                    functools.partial(_conv, cpu.small_conv, stride, padding),
+                    functools.partial(_conv, _lax_conv, stride, padding),
+                    normal(2, *size, 3),
+                    normal(*kernel, 3, 4),
+                )
+
+
+@pytest.mark.parametrize(("size", "replaced"), [(1, True), (2, True), (3, False)])
+def test_only_convolutions_with_few_positions_become_products(size, replaced):
+    function = cpu.accelerate(lambda x, kernel: _lax_conv(x, kernel, (1, 1), ONE))
+    names = primitives(function, normal(2, size, size, 16), normal(3, 3, 16, 16))
+    assert ("conv_general_dilated" not in names) == replaced
+
+
 def _conv(function, stride, padding, x, kernel):
     return function(x, kernel, stride, padding)
 
@@ -259,6 +281,7 @@ def primitives(function, *arrays):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("lenet5", (28, 28, 1)), ("convnet", (28, 28, 1)), ("alexnet_owt", (63, 63, 3)), ("resnet20", (8, 8, 3))]
+    + [("vgg16_bn_cifar", (32, 32, 3))]
     + [pytest.param("resnet50", (33, 33, 3), marks=pytest.mark.zoo)]
     + [pytest.param("densenet121", (64, 64, 3), marks=pytest.mark.zoo)]
     + [pytest.param("googlenet", (79, 79, 3), marks=pytest.mark.zoo)],
