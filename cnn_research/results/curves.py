@@ -38,7 +38,9 @@ def draw(found: Mapping[str, Mapping[str, Curve]]) -> Figure:
     figure = style.figure(3.6 * len(found), 3)
     for axes, (title, lines) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for index, (name, points) in enumerate(lines.items()):
-            axes.plot(*zip(*[(x, y) for x, y in points if y > 0], strict=True), color=style.color(index), label=name)
+            alone = "o" if len(points) == 1 else None  # a line would not be seen
+            seen = [(x, y) for x, y in points if y > 0]
+            axes.plot(*zip(*seen, strict=True), color=style.color(index), label=name, marker=alone)
         axes.set_yscale("log")
         axes.set_title(f"{title}: error")
         axes.set_xlabel("epoch")

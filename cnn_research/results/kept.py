@@ -30,7 +30,7 @@ _ENVIRONMENT = (
 # Where a machine keeps what it computed before: no result depends on it.
 _CACHES = ("dataset.cache", "compilation_cache")
 # Fields in which a run may differ from its config's file and still bear its name.
-_FREE = {"seed", *configs.RESUMABLE} - {"duration", "early_stopping"}
+FREE = {"seed", *configs.RESUMABLE} - {"duration", "early_stopping"}
 _LARGEST = 200_000  # bytes of a metrics.jsonl
 _PATH = re.compile(r"(?:^|[\s\"'=:,])(?:[A-Za-z]:\\|/[\w.-]+/|~/|\w+://)")
 
@@ -282,7 +282,7 @@ def _contradictions(run: Run) -> list[str]:
 
 def _misnamed(name: str, config: ConfigDict, base: ConfigDict) -> list[str]:
     """That a run bears the bare name of a config from which it differs."""
-    changed = [f"{k}={v}" for k, v in base_texts(base, neutral(config, base)).items() if k not in _FREE]
+    changed = [f"{k}={v}" for k, v in base_texts(base, neutral(config, base)).items() if k not in FREE]
     if not changed or "-" in name:
         return []
     return [

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from cnn_research.errors import UserError
 from cnn_research.results import published
-from cnn_research.results.kept import DATA_DIR, FOLDER, Entry, Run
+from cnn_research.results.kept import DATA_DIR, FOLDER, FREE, Entry, Run
 
 PAGE, README, PICTURE = "RESULTS.md", "README.md", "docs/images/results.svg"
 BEGIN, END = "<!-- made by experiments/results.py: edit nothing from here -->", "<!-- to here -->"
@@ -177,7 +177,7 @@ def _waiting_details(name: str, config: ConfigDict) -> str:
 
 def changed(entry: Entry) -> dict[str, str]:
     """The fields, as texts, in which an entry is another experiment than its config's file asks for."""
-    return {field: text for field, text in entry.overrides.items() if field not in ("seed", "dataset.data_dir")}
+    return {field: text for field, text in entry.overrides.items() if field not in {*FREE, "dataset.data_dir"}}
 
 
 def command(entry: Entry) -> str:
@@ -194,10 +194,11 @@ def _train(experiment: str, name: str, fields: Mapping[str, str]) -> str:
 def remarks(entry: Entry) -> list[str]:
     """What a reader must know of an entry's figures: of its evaluation, of its runs, and the notes given with them."""
     views, texts = entry.runs[0].config.evaluation, []
-    if views.crops == "ten":
-        texts.append("Mean over ten crops of each image.")
-    elif views.flip:
-        texts.append("Mean over each image and its mirror image.")
+    seen = "ten crops of each image" if views.crops == "ten" else "each image" + " and its mirror image" * views.flip
+    if views.shift:
+        seen += f", as they are and moved by {views.shift} px up and left, down and right"
+    if seen != "each image":
+        texts.append(f"Mean over {seen}.")
     for run in entry.runs:
         commit = run.environment["git_commit"]
         if commit is None:
@@ -261,7 +262,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def extract(entries: Sequence[Entry]) -> str:
-    """Returns the table of README.md: what was run, in the order of RESULTS.md."""
+    """Returns the table of README.md: what was run as its config's file asks for, in the order of RESULTS.md."""
     titles = list(DATASETS.values())
 
     def place(entry: Entry) -> int:
@@ -269,7 +270,7 @@ def extract(entries: Sequence[Entry]) -> str:
         return titles.index(title) if title in titles else len(titles)
 
     rows = []
-    for entry in sorted(entries, key=place):
+    for entry in sorted((entry for entry in entries if entry.name == entry.experiment), key=place):
         config, results = entry.runs[0].config, entry.runs[0].results
         seeds = f"(n={len(entry.runs)})"
         rows.append(

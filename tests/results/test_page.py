@@ -17,7 +17,10 @@ def entries(workdir, files, tmp_path):
         0.8,
         seed=4,
         config="resnet20_cifar10",
-        fields={"duration": "10ep", "augment": "pad_and_crop(4)|flip", "evaluation.flip": True},
+        fields={
+            **{"duration": "10ep", "augment": "pad_and_crop(4)|flip", "evaluation.flip": True, "evaluation.shift": 2},
+            "log_every": "7st",  # no difference that a reader must know of
+        },
         environment={"git_commit": "fedcba9876543210 (changed)", "processor": "", "cores": 8},
         results={"train_seconds": 612.0, "parameters": 269_722},
     )
@@ -49,6 +52,7 @@ def test_row_that_differs_from_its_file(entries, files):
     assert (
         cells[0]
         == "`resnet20_cifar10-10min`<br>`augment=pad_and_crop(4)¦flip`<br>`duration=10ep`<br>`evaluation.flip=True`"
+        "<br>`evaluation.shift=2`"
     )
     assert cells[1:] == [
         *("resnet20", "0.8000<sup>1, 2, 3, 4</sup>", "20.00 %<sup>1, 2, 3, 4</sup>", "8.75 %<sup>5</sup>", "1", "12"),
@@ -56,7 +60,7 @@ def test_row_that_differs_from_its_file(entries, files):
     ]
     notes = [line for line in text.splitlines() if line[:2] in ("1.", "2.", "3.", "4.", "5.")]
     assert notes == [
-        "1. Mean over each image and its mirror image.",
+        "1. Mean over each image and its mirror image, as they are and moved by 2 px up and left, down and right.",
         "2. Some files differed from the commit.",
         "3. images once JPEG.",
         "4. shared with other work.",
@@ -73,7 +77,8 @@ def test_commands_are_exact(entries, files):
     assert (
         "python experiments/train.py --config=experiments/configs/resnet20_cifar10.py "
         "--workdir=runs/resnet20_cifar10-10min --config.seed=4 '--config.augment=pad_and_crop(4)|flip' "
-        "--config.dataset.data_dir=DATA_DIR --config.duration=10ep --config.evaluation.flip=True\n"
+        "--config.dataset.data_dir=DATA_DIR --config.duration=10ep --config.evaluation.flip=True "
+        "--config.evaluation.shift=2 --config.log_every=7st\n"
     ) in text
 
 
@@ -97,7 +102,8 @@ def test_accuracy_of_several_classes_counts_the_published_ones(entries, files):
 
 def test_readme(entries):
     table = page.extract(entries)
-    assert table.count("\n") == 4
+    assert table.count("\n") == 3
+    assert "resnet20_cifar10-10min" not in table  # less than its config's file asks for
     assert "| `lenet5_mnist` | lenet5, 61,706 parameters | MNIST, 10,000 test images | 0.9905 ± 0.0013 (n=3) |" in table
     text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
     assert page.into_readme(text, "NEW\n") == f"before\n{page.BEGIN}\n\nNEW\n\n{page.END}\nafter\n"
