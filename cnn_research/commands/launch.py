@@ -87,10 +87,14 @@ def _is_unread(failed: bool) -> bool:
     Args:
         failed: whether a pipe is known to be broken; it may be another one.
     """
+    if sys.stdout is None:  # closed from the start
+        return False
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         failed = True
+    except OSError:  # a full disk: Python says so when it ends
+        return False
     if not failed:
         return False
     poll = select.poll()

@@ -2,10 +2,10 @@
 
     logits = accelerate(model.apply)(variables, images)
 
-XLA compiles the forward pass of a convolution well for a CPU, and much of the rest badly: gradients of convolutions,
-max pooling's gradient, convolutions with few channels. `accelerate` traces a function and runs its trace with other
-forms of these, which compute the same. The networks know nothing of it; for GPUs and TPUs they stay as they are.
-What each form is worth stands in docs/performance.md.
+XLA compiles the forward pass of most convolutions well for a CPU, and much of the rest badly: gradients of
+convolutions, max pooling's gradient, convolutions with few channels or few positions. `accelerate` traces a function
+and runs its trace with other forms of these, which compute the same. The networks know nothing of it; for GPUs and TPUs
+they stay as they are. What each form is worth stands in docs/performance.md.
 """
 
 import contextlib
@@ -98,7 +98,8 @@ def small_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddin
         x, kernel, strides, padding: as in `conv`.
     """
     out = _positions(x.shape, kernel.shape, strides, padding)
-    y = jnp.zeros((x.shape[0], *out, kernel.shape[-1]), x.dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # in half precision each product would be rounded before the sum
+    y = jnp.zeros((x.shape[0], *out, kernel.shape[-1]), wide)
     for tap in np.ndindex(kernel.shape[:2]):
         offset = [tap[i] - padding[i][0] for i in range(2)]  # from a position's corner to the pixel it meets
         first = [max(0, math.ceil(-offset[i] / strides[i])) for i in range(2)]
@@ -109,8 +110,9 @@ def small_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddin
                 for i in range(2)
             )
             around = [(first[i], out[i] - 1 - last[i]) for i in range(2)]
-            y += jnp.pad(x[:, rows, columns] @ kernel[tap], ((0, 0), *around, (0, 0)))
-    return y
+            product = jnp.matmul(x[:, rows, columns], kernel[tap], preferred_element_type=wide)
+            y += jnp.pad(product, ((0, 0), *around, (0, 0)))
+    return y.astype(x.dtype)
 
 
 def _positions(x: Sequence[int], kernel: Sequence[int], strides: tuple[int, int], padding: Pads) -> list[int]:

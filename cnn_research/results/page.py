@@ -194,9 +194,10 @@ def _train(experiment: str, name: str, fields: Mapping[str, str]) -> str:
 def remarks(entry: Entry) -> list[str]:
     """What a reader must know of an entry's figures: of its evaluation, of its runs, and the notes given with them."""
     views, texts = entry.runs[0].config.evaluation, []
-    seen = "ten crops of each image" if views.crops == "ten" else "each image" + " and its mirror image" * views.flip
+    seen = "ten crops of each image" if views.crops == "ten" else "each image"
+    seen += " and its mirror image" * views.flip
     if views.shift:
-        seen += f", as they are and moved by {views.shift} px up and left, down and right"
+        seen += f", unmoved and moved by {views.shift} px up and left, down and right"
     if seen != "each image":
         texts.append(f"Mean over {seen}.")
     for run in entry.runs:
@@ -285,7 +286,7 @@ def extract(entries: Sequence[Entry]) -> str:
             ]
         )
     columns = ("config", "network", "data", "test accuracy", "time", "hardware", "notes")
-    return _table(columns, rows) if rows else "No results are kept yet.\n"
+    return _table(columns, rows) if rows else "No whole run is kept yet.\n"
 
 
 def into_readme(text: str, table: str) -> str:

@@ -77,8 +77,9 @@ def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]
         else:
             found = None
         if not found:
-            steps = ", ".join(map(str, checkpoints.steps))
-            raise UserError(f"workdir {workdir} has no {which} checkpoint among latest, best, {steps}")
+            best = ["best"] if which != "best" else []  # none was evaluated yet
+            there = ", ".join(["latest", *best, *map(str, checkpoints.steps)])
+            raise UserError(f"workdir {workdir} has no {which} checkpoint among {there}")
         return *found, checkpoints.about(found[0])
 
 

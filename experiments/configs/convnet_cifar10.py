@@ -5,8 +5,8 @@ A small network (164,634 parameters) that a CPU can train. Needs cifar10 prepare
     python experiments/train.py --config=experiments/configs/convnet_cifar10.py --workdir=runs/convnet_cifar10 \\
         --config.dataset.data_dir=path/to/tensorflow_datasets
 
-Test accuracy: RESULTS.md, of images that had passed through JPEG once, which costs some points. No published figure: the
-network is ours. Time: 5 minutes for the 12 epochs on 2 cores of a CPU.
+Test accuracy: RESULTS.md, of images that had passed through JPEG once, which costs some points. No published figure:
+the network is ours. Time: 5 minutes for the 12 epochs on 2 cores of a CPU.
 """
 
 from cnn_research.config import base_config, is_smoke, shrink

@@ -1,6 +1,7 @@
 """`cnn-research`, as people type it. How an installed one does is in end_to_end/test_wheel.py."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,12 @@ def test_a_command_whose_output_nobody_reads_any_more_ends_quietly(arguments, un
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_command_without_an_output():
+    command = f"{shlex.quote(sys.executable)} -m cnn_research.commands describe lenet5 >&-"
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["preview", "config.freeze_batch_stats"])

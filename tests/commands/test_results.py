@@ -53,7 +53,7 @@ def test_run_is_kept_and_checked(trained, run):
     accuracy = json.loads((trained / "runs/smoke/results.json").read_text())["test"]["accuracy"]
     (line,) = [line for line in text.splitlines() if line.startswith("| `lenet5_digits-smoke`")]
     assert f"| {accuracy:.4f}<sup>" in line and "`duration=2st`" in line and "Two steps." in text
-    assert "No results are kept yet." in (trained / "README.md").read_text()  # none that its config's file asks for
+    assert "No whole run is kept yet." in (trained / "README.md").read_text()  # none that its config's file asks for
     assert "| `lenet5_digits` | lenet5 | not run |" in text
     assert (trained / page.PICTURE).read_text().startswith("<!-- of ")
     run("results", "--check")
@@ -77,7 +77,7 @@ def test_the_command_makes_the_same_config(trained):
     ("file", "old", "new", "message"),
     [
         ("RESULTS.md", "not run", "ran", "RESULTS.md is stale"),
-        ("README.md", "No results", "Some results", "README.md is stale"),
+        ("README.md", "No whole", "A whole", "README.md is stale"),
         (page.PICTURE, "<!-- of ", "<!-- not ", "docs/images/results.svg is stale"),
         (
             "results/lenet5_digits-smoke/seed-3/results.json",

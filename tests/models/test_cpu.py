@@ -66,6 +66,15 @@ def test_convolution_with_few_positions(size, stride):
                 )
 
 
+def test_few_positions_in_half_precision():
+    x, kernel = (normal(*shape).astype(jnp.bfloat16) for shape in ((4, 2, 2, 64), (3, 3, 64, 8)))
+    y, pull_back = jax.vjp(lambda x, kernel: cpu.small_conv(x, kernel, (1, 1), ONE), x, kernel)
+    assert {y.dtype, *(gradient.dtype for gradient in pull_back(y))} == {jnp.dtype(jnp.bfloat16)}
+    exact = _lax_conv(x.astype(np.float32), kernel.astype(np.float32), (1, 1), ONE)
+    # Rounded once: by at most half of the last of eight bits.
+    np.testing.assert_allclose(y.astype(np.float32), exact, rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.parametrize(("size", "replaced"), [(1, True), (2, True), (3, False)])
 def test_only_convolutions_with_few_positions_become_products(size, replaced):
     function = cpu.accelerate(lambda x, kernel: _lax_conv(x, kernel, (1, 1), ONE))

@@ -60,7 +60,7 @@ def test_row_that_differs_from_its_file(entries, files):
     ]
     notes = [line for line in text.splitlines() if line[:2] in ("1.", "2.", "3.", "4.", "5.")]
     assert notes == [
-        "1. Mean over each image and its mirror image, as they are and moved by 2 px up and left, down and right.",
+        "1. Mean over each image and its mirror image, unmoved and moved by 2 px up and left, down and right.",
         "2. Some files differed from the commit.",
         "3. images once JPEG.",
         "4. shared with other work.",
