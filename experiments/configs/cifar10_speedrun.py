@@ -19,7 +19,7 @@ averaged, not their logits weighted.
 
 Measured once, on images that had passed through JPEG: 0.9073 (RESULTS.md; its curve: docs/performance.md).
 
-Needs cifar10 prepared as array_record; see the README. `:smoke` after the config's name trains two steps on generated
+Needs cifar10 prepared as array_record; see docs/data.md. `:smoke` after the config's name trains two steps on generated
 images.
 """
 

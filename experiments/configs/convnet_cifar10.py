@@ -1,6 +1,6 @@
 """The tutorials' generic network, four stages of convolution with batch normalisation, on CIFAR-10.
 
-A small network (164,634 parameters) that a CPU can train. Needs cifar10 prepared as array_record; see the README.
+A small network (164,634 parameters) that a CPU can train. Needs cifar10 prepared as array_record; see docs/data.md.
 
     python experiments/train.py --config=experiments/configs/convnet_cifar10.py --workdir=runs/convnet_cifar10 \\
         --config.dataset.data_dir=path/to/tensorflow_datasets

@@ -1,7 +1,7 @@
 """LeNet-5 on MNIST.
 
 LeCun et al. 1998 report 0.9905 for their form of the network without distorted images, 0.992 with them; shifting by a
-pixel stands in for the distortions here. Needs mnist prepared as array_record; see the README.
+pixel stands in for the distortions here. Needs mnist prepared as array_record; see docs/data.md.
 
     python experiments/train.py --config=experiments/configs/lenet5_mnist.py --workdir=runs/lenet5_mnist \\
         --config.dataset.data_dir=path/to/tensorflow_datasets

@@ -8,7 +8,7 @@ costs least; Muon, with which one epoch is enough; one evaluation and one checkp
 In the spirit of tuomaso/train_mnist_fast on GitHub, whose one epoch takes 0.76 s on a GPU. No published figure: the
 network is ours. Measured: RESULTS.md, and beside PyTorch docs/performance.md.
 
-Everything here was chosen on the last tenth of the training set. Needs mnist prepared as array_record; see the README.
+Everything here was chosen on the last tenth of the training set. Needs mnist as array_record; see docs/data.md.
 `--config.model.filters=32,64,128 --config.duration=6ep --config.optimizer.learning_rate=0.03` aims at 99.5 %.
 """
 
