@@ -51,7 +51,7 @@ def prepare(name: str, data_dir: str = "", output_dir: str = ""):
 def _download(name: str, root):
     # TFDS would find out only after it has downloaded everything.
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f"Preparing {name!r} needs TensorFlow (reading it doesn't): pip install tensorflow.")
+        raise UserError(f"Preparing {name!r} needs TensorFlow (reading it doesn't): pip install 'tensorflow>=2.20'")
     import tensorflow_datasets as tfds
 
     try:

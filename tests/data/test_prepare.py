@@ -139,7 +139,7 @@ def test_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorflow" else object())
     with pytest.raises(UserError) as error:
         prepare.prepare("mnist", str(tmp_path))
-    assert "'mnist' needs TensorFlow" in str(error.value) and "pip install tensorflow" in str(error.value)
+    assert "'mnist' needs TensorFlow" in str(error.value) and "pip install 'tensorflow>=2.20'" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
