@@ -121,7 +121,7 @@ class Predictor:
         self.batch_size = batch_size
         self.step = step
         self.matmul_precision = None if matmul_precision == "default" else matmul_precision
-        self._logits = jax.jit(self.compute)
+        self._logits = jax.jit(functools.partial(self.compute, accelerate=parallel.accelerate))
 
     @classmethod
     def from_workdir(
@@ -302,14 +302,13 @@ class Predictor:
         pixels = images[:, top : top + height, left : left + width]
         return pixels, step.normalise(jnp.asarray(pixels), self.mean, self.std)
 
-    def compute(self, variables: Any, images: jax.Array) -> jax.Array:
+    def compute(self, variables: Any, images: jax.Array, **settings: Any) -> jax.Array:
         """`step.predict` with this network's settings: (variables, uint8[N, *image_shape]) -> logits float32[N, K].
 
-        Pure, to be compiled as part of something else.
+        Pure, to be compiled as part of something else; without `accelerate` for any device.
         """
-        return step.predict(
-            variables, images, mean=self.mean, std=self.std, model=self.model, make_views=self.make_views
-        )
+        of_network = {"mean": self.mean, "std": self.std, "model": self.model, "make_views": self.make_views}
+        return step.predict(variables, images, **of_network, **settings)
 
     def read(self, path: epath.PathLike) -> np.ndarray:
         """Decodes an image file and brings it to `image_shape`: uint8.

@@ -16,7 +16,7 @@ def run() -> None:
     """Runs the command."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("split", "", 'Such as "train" or "test[:50%]"; by default the run\'s own test split.')
-    flags.DEFINE_enum("checkpoint", "latest", ("latest", "best"), "Which checkpoint.")
+    flags.DEFINE_string("checkpoint", "latest", "Of the run: latest, best or a step.")
     flags.DEFINE_string("data_dir", None, "Where the dataset is now, if not where it was in training.")
     flags.DEFINE_integer("image_size", None, f"{_INSTEAD} config.evaluation.image_size: pixels.", lower_bound=0)
     flags.DEFINE_integer("crop_size", None, f"{_INSTEAD} config.evaluation.crop_size: pixels.", lower_bound=0)

@@ -2,7 +2,7 @@
 
 A checkpoint holds numpy trees, so it restores on any number of devices and hosts and on any platform:
 
-    network   {"params", "batch_stats"}: all that evaluation and inference need; with ema.decay the moving averages
+    network   {"params", "batch_stats"}: all that evaluation and inference need; with ema_decay the moving averages
     training  step, optimizer state and so on: what continuing needs besides (`TrainState.training`)
     about     JSON: the config, facts of the dataset (classes, mean, std, size), version, time spent, the best so far,
               and the digests of all three parts
@@ -315,6 +315,16 @@ class Checkpoints:
         step = self._best and self._best["step"]
         self._require_agreement(step)
         return step and (step, self.restore_network(step))
+
+    def restore_network_at(self, step: int) -> tuple[int, Any] | None:
+        """Likewise for a step; None where it has no checkpoint.
+
+        Raises:
+            UserError: it is damaged, or processes see different ones.
+        """
+        found = step if step in self.steps else None
+        self._require_agreement(found)
+        return found and (found, self.restore_network(found))
 
     def _require_agreement(self, step: int | None) -> None:
         if not parallel.agree(f"{step} {step and self._about_and_digests(step)[1]}"):

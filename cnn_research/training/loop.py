@@ -236,7 +236,7 @@ def evaluate(
     Args:
         workdir: folder of the run.
         split: of the run's dataset, such as "train" or "test[:50%]"; "" = its dataset.test_split.
-        checkpoint: latest | best.
+        checkpoint: latest | best, or a step.
         data_dir: where the dataset is now; None = where it was in training.
         protocol: fields of config.evaluation to use instead of the run's own, such as {"crops": "ten"}.
 

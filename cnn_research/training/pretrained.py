@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from cnn_research.config import base_config
 from cnn_research.errors import UserError
 from cnn_research.models import torch_file, torchvision
-from cnn_research.training.checkpoints import Checkpoints, any_in
+from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.parameters import HEADS
 
 
@@ -61,21 +61,19 @@ def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]
         The step, {"params", "batch_stats"}, and what the checkpoint says of itself (`Experiment.about`).
 
     Raises:
-        UserError: there is no such folder or checkpoint, or it is damaged.
+        UserError: there is no such folder or checkpoint, it is damaged, or processes see different ones.
     """
     if not workdir.is_dir():
         raise UserError(f"workdir {workdir}: there is no such folder")
-    if not any_in(workdir / "checkpoints"):
-        raise UserError(f"workdir {workdir} has no {which} checkpoint yet: train it first")
     with Checkpoints(workdir / "checkpoints", base_config().checkpoint, read_only=True) as checkpoints:
         if which == "latest":
             found = checkpoints.restore_latest_network()
         elif which == "best":
             found = checkpoints.restore_best_network()
-        elif which in map(str, checkpoints.steps):
-            found = int(which), checkpoints.restore_network(int(which))
         else:
-            found = None
+            found = checkpoints.restore_network_at(int(which)) if which.isdecimal() else None
+        if not found and not checkpoints.steps:
+            raise UserError(f"workdir {workdir} has no {which} checkpoint yet: train it first")
         if not found:
             best = ["best"] if which != "best" else []  # none was evaluated yet
             there = ", ".join(["latest", *best, *map(str, checkpoints.steps)])

@@ -17,7 +17,7 @@ import cnn_research
 from cnn_research import config as configs
 from cnn_research.data import augment, mix, views
 from cnn_research.errors import UserError
-from cnn_research.models import cpu, registry
+from cnn_research.models import registry
 from cnn_research.models.layer_table import layer_table
 from cnn_research.training import losses, optimizers, parallel, parameters, pretrained, schedules
 from cnn_research.training.feeds import Feed
@@ -256,7 +256,7 @@ class Experiment:
 
     def train_step(self) -> Callable:
         """Returns the compiled train_steps: (state, arrays, batches, key) -> (state, sums). Donates the state."""
-        freeze, on_cpu = self._config.optimizer.freeze, parallel.on_cpu()
+        freeze = self._config.optimizer.freeze
         one = functools.partial(
             train_step,
             make_input=self.make_input,
@@ -267,11 +267,11 @@ class Experiment:
             schedule=self._schedule,
             axis_name=parallel.AXIS,
             accumulation=self._config.accumulation,
-            unroll=on_cpu,
+            unroll=parallel.on_cpu(),
             ema_decay=self._config.ema_decay,
             frozen=functools.partial(parameters.frozen, patterns=freeze) if freeze else None,
             is_frozen=self._is_frozen if self._config.freeze_batch_stats else None,
-            **({"accelerate": cpu.accelerate} if on_cpu else {}),
+            accelerate=parallel.accelerate,
         )
         return parallel.pmap_step(functools.partial(train_steps, one=one), donate_state=True)
 
@@ -299,7 +299,13 @@ class Experiment:
     def eval_step(self) -> Callable:
         """Returns the compiled eval_step: (variables, arrays, batch) -> metric sums."""
         return parallel.pmap_step(
-            functools.partial(eval_step, **self._input, model=self.model, make_views=self._make_views),
+            functools.partial(
+                eval_step,
+                **self._input,
+                model=self.model,
+                make_views=self._make_views,
+                accelerate=parallel.accelerate,
+            ),
             donate_state=False,
         )
 

@@ -81,6 +81,7 @@ def test_evaluate_rewrites_test_alone(script, reference, results, tmp_path):
         (["--split=train"], {"split": "train", "num_examples": 1437, "step": 120}),
         (["--split=test[:50%]"], {"split": "test[:50%]", "num_examples": 180, "step": 120}),
         (["--checkpoint=best"], {"split": "test", "num_examples": 360}),
+        (["--checkpoint=100"], {"split": "test", "num_examples": 360, "step": 100}),
         (["--flip"], {"split": "test", "num_examples": 360, "step": 120}),
     ],
 )

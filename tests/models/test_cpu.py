@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from cnn_research.models import cpu, registry
+from cnn_research.models import cpu, cpu_forms, registry
 
 NONE, ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
@@ -44,7 +44,7 @@ def test_convolution(kernel, stride):
     for padding in PADDINGS:
         if all(max(padding[axis]) < kernel[axis] for axis in range(2)):
             expect_same(
-                functools.partial(_conv, cpu.conv, stride, padding),
+                functools.partial(_conv, cpu_forms.conv, stride, padding),
                 functools.partial(_conv, _lax_conv, stride, padding),
                 normal(2, 8, 11, 3),
                 normal(*kernel, 3, 4),
@@ -59,7 +59,7 @@ def test_convolution_with_few_positions(size, stride):
         for padding in (NONE, ONE, ((3, 2), (3, 3))):
             if all(size[axis] + sum(padding[axis]) >= kernel[axis] for axis in range(2)):
                 expect_same(
-                    functools.partial(_conv, cpu.small_conv, stride, padding),
+                    functools.partial(_conv, cpu_forms.small_conv, stride, padding),
                     functools.partial(_conv, _lax_conv, stride, padding),
                     normal(2, *size, 3),
                     normal(*kernel, 3, 4),
@@ -68,7 +68,7 @@ def test_convolution_with_few_positions(size, stride):
 
 def test_few_positions_in_half_precision():
     x, kernel = (normal(*shape).astype(jnp.bfloat16) for shape in ((4, 2, 2, 64), (3, 3, 64, 8)))
-    y, pull_back = jax.vjp(lambda x, kernel: cpu.small_conv(x, kernel, (1, 1), ONE), x, kernel)
+    y, pull_back = jax.vjp(lambda x, kernel: cpu_forms.small_conv(x, kernel, (1, 1), ONE), x, kernel)
     assert {y.dtype, *(gradient.dtype for gradient in pull_back(y))} == {jnp.dtype(jnp.bfloat16)}
     exact = _lax_conv(x.astype(np.float32), kernel.astype(np.float32), (1, 1), ONE)
     # Rounded once: by at most half of the last of eight bits.
@@ -108,7 +108,7 @@ def test_max_pooling(window, strides, padding, values):
     x = normal(2, 11, 10, 3)
     x = np.round(np.maximum(x, 0)) if values == "many equal" else x
     expect_same(
-        lambda x: cpu.max_pool(x, window, strides, padding),
+        lambda x: cpu_forms.max_pool(x, window, strides, padding),
         lambda x: nn.max_pool(x, window, strides, padding),
         x,
         tolerance=3e-7,  # where windows overlap, gradients are added up in another order
@@ -118,7 +118,7 @@ def test_max_pooling(window, strides, padding, values):
 def test_max_pooling_shows_what_is_no_number():
     x = normal(1, 4, 4, 1)
     x[0, 1, 2, 0] = np.nan
-    pooled = cpu.max_pool(x, (2, 2), (2, 2), NONE)
+    pooled = cpu_forms.max_pool(x, (2, 2), (2, 2), NONE)
     assert np.isnan(pooled).sum() == 1 and np.isnan(pooled[0, 0, 1, 0])
 
 
@@ -142,7 +142,7 @@ def test_convolution_with_its_pooling(pool, kernel, padding, inputs):
     def theirs(x, k):
         return nn.max_pool(_lax_conv(x, k, (1, 1), padding), pool, pool)
 
-    ours = functools.partial(cpu.conv_pool, padding=padding, pool=pool)
+    ours = functools.partial(cpu_forms.conv_pool, padding=padding, pool=pool)
     expect_same(lambda x, k: ours(x, k), theirs, normal(2, 14, 15, inputs), normal(*kernel, inputs, 4))
 
 

@@ -17,6 +17,7 @@ from cnn_research.models import registry
 from cnn_research.training import parallel
 from cnn_research.training.checkpoints import Checkpoints, Damaged, any_in
 from cnn_research.training.optimizers import create_optimizer
+from cnn_research.training.pretrained import read_run
 from cnn_research.training.schedules import create_schedule
 from cnn_research.training.state import TrainState, create_state, digest
 
@@ -494,6 +495,7 @@ def test_none_is_none(tmp_path):
     with Checkpoints(tmp_path / "c", config()) as checkpoints:
         assert checkpoints.restore_latest(like) is None
         assert checkpoints.restore_latest_network() is None and checkpoints.restore_best_network() is None
+        assert checkpoints.restore_network_at(1) is None
 
 
 @pytest.mark.full
@@ -546,6 +548,17 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "agree", lambda text: False)
     with Checkpoints(tmp_path / "c", config()) as checkpoints, pytest.raises(UserError, match="storage that all"):
         checkpoints.restore_latest(tiny(0))
+
+
+@pytest.mark.parametrize("which", ["latest", "best", "1"])
+@pytest.mark.parametrize("sees_any", [True, False])
+def test_processes_that_read_different_networks_stop(tmp_path, monkeypatch, which, sees_any):
+    """Also the one that sees none: the others would wait for its word."""
+    if sees_any:
+        save_all(tmp_path / "checkpoints", config(), [(1, scores(0.5))])
+    monkeypatch.setattr(parallel, "agree", lambda text: False)
+    with pytest.raises(UserError, match="storage that all"):
+        read_run(tmp_path, which)
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
