@@ -17,9 +17,12 @@ _DIGEST = re.compile(r"<!-- of ([0-9a-f]{64}) -->")
 
 
 def curves(entries: Sequence[Entry]) -> dict[str, dict[str, Curve]]:
-    """Returns by dataset and by entry (epoch, mean error over the seeds), at the epochs that all seeds have."""
+    """Returns by dataset and by entry (epoch, mean error over the seeds), at the epochs that all seeds have.
+
+    Without those that are something else than their config's file asks for, such as its first minutes.
+    """
     found: dict[str, dict[str, Curve]] = {}
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.whole):
         split = entry.runs[0].config.dataset.eval_split
         runs = [{row["step"]: row for row in run.metrics if row["split"] == split} for run in entry.runs]
         common = sorted(set.intersection(*map(set, runs)))

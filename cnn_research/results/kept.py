@@ -66,6 +66,11 @@ class Entry:
         """Of the runs."""
         return [run.config.seed for run in self.runs]
 
+    @property
+    def whole(self) -> bool:
+        """Whether the runs are what the config's file asks for, and not a shorter or another form of it."""
+        return self.name == self.experiment
+
 
 # ---------------------------------------------------------------------------------------------------- adding
 

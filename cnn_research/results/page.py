@@ -60,8 +60,10 @@ def render(entries: Sequence[Entry], files: Mapping[str, ConfigDict], figures: M
     for name in sorted(files.keys() - {entry.name for entry in entries}):
         rows.setdefault(dataset_title(files[name]), []).append(name)
     parts = [_INTRODUCTION]
-    if entries:
-        parts.append(f"![Test errors in the course of training, mean over the seeds of each config]({PICTURE})\n")
+    if any(entry.whole for entry in entries):
+        parts.append(
+            f"![Test errors in the course of training, as each config asks for it: means over seeds]({PICTURE})\n"
+        )
     for title, section in rows.items():
         if section:
             parts.append(_section(title, section, files, figures))
@@ -271,7 +273,7 @@ def extract(entries: Sequence[Entry]) -> str:
         return titles.index(title) if title in titles else len(titles)
 
     rows = []
-    for entry in sorted((entry for entry in entries if entry.name == entry.experiment), key=place):
+    for entry in sorted((entry for entry in entries if entry.whole), key=place):
         config, results = entry.runs[0].config, entry.runs[0].results
         seeds = f"(n={len(entry.runs)})"
         rows.append(

@@ -15,16 +15,28 @@ from cnn_research.errors import UserError
 from cnn_research.results import kept, page
 
 ROOT = Path(__file__).parents[2]
+SMALL = '''
+"""LeNet-5 for two steps."""
+
+from cnn_research.config import base_config, shrink
+
+
+def get_config(mode: str = ""):
+    config = base_config()
+    config.model.name = "lenet5"
+    return shrink(config, image_size=16)
+'''
 README = f"# Mine\n\n{page.BEGIN}\n{page.END}\n"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs a script of experiments/ in a small checkout that has two of the configs; returns its output."""
+    """Runs a script of experiments/ in a small checkout that has two of the configs and another; returns its output."""
     checkout = tmp_path_factory.mktemp("checkout")
     (checkout / "experiments" / "configs").mkdir(parents=True)
     for name in ("lenet5_digits.py", "resnet20_cifar10.py"):
         shutil.copy(ROOT / "experiments" / "configs" / name, checkout / "experiments" / "configs")
+    (checkout / "experiments" / "configs" / "small_digits.py").write_text(SMALL.lstrip())
     (checkout / "README.md").write_text(README)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
 
@@ -40,11 +52,14 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(run):
-    """The checkout with a smoke run of lenet5_digits, kept, and its pages."""
-    flags = ("--config=experiments/configs/lenet5_digits.py:smoke", "--workdir=runs/smoke", "--config.seed=3")
-    run("train", *flags, "--config.compilation_cache=", "--config.dataset.cache=")
+    """The checkout with a smoke run of lenet5_digits and a whole one of small_digits, kept, and its pages."""
+    flags = ("--config.seed=3", "--config.compilation_cache=", "--config.dataset.cache=")
+    run("train", "--config=experiments/configs/lenet5_digits.py:smoke", "--workdir=runs/smoke", *flags)
+    run("train", "--config=experiments/configs/small_digits.py", "--workdir=runs/whole", *flags)
     said = run("results", "--add=runs/smoke", "--name=lenet5_digits-smoke", "--note=Two steps")
     assert "kept results/lenet5_digits-smoke/seed-3" in said and "wrote RESULTS.md" in said
+    assert "No whole run is kept yet." in (run.checkout / "README.md").read_text()
+    assert "kept results/small_digits/seed-3" in run("results", "--add=runs/whole")
     return run.checkout
 
 
@@ -53,7 +68,9 @@ def test_run_is_kept_and_checked(trained, run):
     accuracy = json.loads((trained / "runs/smoke/results.json").read_text())["test"]["accuracy"]
     (line,) = [line for line in text.splitlines() if line.startswith("| `lenet5_digits-smoke`")]
     assert f"| {accuracy:.4f}<sup>" in line and "`duration=2st`" in line and "Two steps." in text
-    assert "No whole run is kept yet." in (trained / "README.md").read_text()  # none that its config's file asks for
+    accuracy = json.loads((trained / "runs/whole/results.json").read_text())["test"]["accuracy"]
+    (line,) = [line for line in (trained / "README.md").read_text().splitlines() if "_digits" in line]
+    assert line.startswith("| `small_digits` | lenet5, ") and f"| {accuracy:.4f} (n=1) |" in line
     assert "| `lenet5_digits` | lenet5 | not run |" in text
     assert (trained / page.PICTURE).read_text().startswith("<!-- of ")
     run("results", "--check")
@@ -65,7 +82,9 @@ def test_run_is_kept_and_checked(trained, run):
 def test_the_command_makes_the_same_config(trained):
     """What RESULTS.md says, read as the command line reads it, is the run's config."""
     file = trained / "experiments/configs/lenet5_digits.py"
-    (entry,) = kept.read_all(trained, {"lenet5_digits": launch.load_config(str(file))})
+    names = ("lenet5_digits", "small_digits")
+    files = {name: launch.load_config(str(trained / f"experiments/configs/{name}.py")) for name in names}
+    entry, _ = kept.read_all(trained, files)
     overrides = [word.partition("=") for word in page.command(entry).replace("'", "").split() if ".seed" in word]
     assert overrides == [("--config.seed", "=", "3")]
     made = launch.overridden_config(str(file), entry.overrides)
@@ -77,7 +96,7 @@ def test_the_command_makes_the_same_config(trained):
     ("file", "old", "new", "message"),
     [
         ("RESULTS.md", "not run", "ran", "RESULTS.md is stale"),
-        ("README.md", "No whole", "A whole", "README.md is stale"),
+        ("README.md", "(n=1)", "(n=2)", "README.md is stale"),
         (page.PICTURE, "<!-- of ", "<!-- not ", "docs/images/results.svg is stale"),
         (
             "results/lenet5_digits-smoke/seed-3/results.json",

@@ -8,6 +8,8 @@ def test_mean_over_seeds_at_common_steps(workdir, files, tmp_path):
     rows = [{"step": 20, "epoch": 12.0, "split": "test", "accuracy": 0.97, "loss": 0.04, "top5": 0.999}]
     rows[0]["num_examples"] = 10_000
     kept.add(workdir(0.97, seed=1, rows=rows), tmp_path, files)
+    short = {"duration": "1ep"}
+    kept.add(workdir(0.9, fields=short), tmp_path, files, name="lenet5_mnist-1ep")
     found = curves.curves(kept.read_all(tmp_path, files))
     assert found == {"MNIST": {"lenet5_mnist": [(12.0, 0.02)]}}
 

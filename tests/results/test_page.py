@@ -68,6 +68,22 @@ def test_row_that_differs_from_its_file(entries, files):
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "remark"),
+    [
+        ({}, []),
+        ({"flip": True}, ["Mean over each image and its mirror image."]),
+        ({"shift": 2}, ["Mean over each image, unmoved and moved by 2 px up and left, down and right."]),
+        ({"crops": "ten", "crop_size": 20}, ["Mean over ten crops of each image."]),
+    ],
+)
+def test_views_are_told(workdir, files, tmp_path, fields, remark):
+    fields = {f"evaluation.{field}": value for field, value in fields.items()}
+    kept.add(workdir(fields=fields), tmp_path, files, name="lenet5_mnist-views" if fields else "")
+    (entry,) = kept.read_all(tmp_path, files)
+    assert page.remarks(entry) == remark
+
+
 def test_commands_are_exact(entries, files):
     text = page.render(entries, files, {})
     assert (
