@@ -114,6 +114,8 @@ def _step(equation: Any, operands: list[Any]) -> list[Any]:
         return [cpu_forms.conv(x, kernel, strides, padding)]
     if name == "reduce_window_max" and (window := _pooling(equation)):
         return [cpu_forms.max_pool(*operands, *window)]
+    if name == "concatenate" and _is_of_images(equation):
+        return [cpu_forms.concatenate(operands, parameters["dimension"])]
     if name in ("remat2", "remat", "checkpoint"):
         inner = functools.partial(_run, parameters["jaxpr"], ())
         again = jax.checkpoint(
@@ -168,6 +170,11 @@ def _is_plain(equation: Any) -> bool:
         and {*parameters["lhs_dilation"], *parameters["rhs_dilation"]} == {1}
         and equation.outvars[0].aval.dtype == equation.invars[0].aval.dtype == equation.invars[1].aval.dtype
     )
+
+
+def _is_of_images(equation: Any) -> bool:
+    array = equation.outvars[0].aval
+    return array.ndim == 4 and jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _is_narrow(kernel: Any) -> bool:

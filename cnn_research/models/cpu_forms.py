@@ -1,4 +1,4 @@
-"""Forms of convolution, max pooling and batch normalisation that XLA compiles well for a CPU.
+"""Forms of convolution, max pooling, concatenation and batch normalisation that XLA compiles well for a CPU.
 
 They compute the same as Flax's and XLA's own, and their gradients too. `cpu.accelerate` puts them where they fit; what
 each is worth stands in docs/performance.md.
@@ -178,6 +178,26 @@ def conv_pool(x: jax.Array, kernel: jax.Array, padding: Pads, pool: tuple[int, i
     x = x.reshape(n, *grid, p * q * inputs)
     y = conv(x, _phases(kernel, pool), (1, 1), ((0, 0), (0, 0)))
     return functools.reduce(_first_max, jnp.split(y, p * q, -1))
+
+
+# -- concatenation
+
+
+def concatenate(parts: Sequence[jax.Array], axis: int) -> jax.Array:
+    """A concatenation that is computed on its own, and so is its gradient.
+
+    XLA else computes its numbers anew, choosing among the parts for each, in every loop that reads them: for the mean,
+    the variance and the result of a batch normalisation.
+    """
+    return _alone(lax.concatenate(parts, axis))
+
+
+@jax.custom_vjp
+def _alone(x: jax.Array) -> jax.Array:
+    return lax.optimization_barrier(x)
+
+
+_alone.defvjp(lambda x: (_alone(x), None), lambda _, g: (lax.optimization_barrier(g),))
 
 
 # -- batch normalisation

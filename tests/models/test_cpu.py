@@ -146,6 +146,27 @@ def test_convolution_with_its_pooling(pool, kernel, padding, inputs):
     expect_same(lambda x, k: ours(x, k), theirs, normal(2, 14, 15, inputs), normal(*kernel, inputs, 4))
 
 
+def test_concatenation():
+    arrays = [normal(2, 3, 3, channels) for channels in (1, 4, 2)]
+    expect_same(
+        lambda *parts: cpu_forms.concatenate(parts, 3) ** 2, lambda *parts: jnp.concatenate(parts, 3) ** 2, *arrays
+    )
+
+
+def test_concatenations_are_read_as_they_are_once():
+    """No loop that reads one, forwards or backwards, has it inside."""
+
+    def run(*parts):
+        x = jnp.concatenate(parts, -1)
+        return jnp.sum(jnp.exp(x - jnp.mean(x, (0, 1, 2))))
+
+    arrays = [normal(2, 8, 8, 4, seed=seed) for seed in range(3)]
+    for function, inside in ((run, True), (cpu.accelerate(run), False)):
+        text = jax.jit(function).lower(*arrays).compile().as_text()
+        fused = [part for part in re.split(r"\n\n", text) if part.startswith("%fused")]
+        assert any("concatenate(" in part for part in fused) == inside
+
+
 # -- batch normalisation
 
 
