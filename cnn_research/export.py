@@ -3,7 +3,8 @@
 A file is a zip archive of two parts: "network", the function as JAX has serialised it, and "about.json": what it was
 made of, the classes, and the size and resizing of the images. Given uint8 images of that size, the network computes
 logits and probabilities; normalisation and evaluation's views are inside. One file serves any number of images, on a
-CPU, a GPU of NVIDIA's or a TPU. To load it, `LOADER` is all that is needed, and jax.
+CPU, a GPU of NVIDIA's or a TPU; so a CPU computes it as it is written, while `Predictor` has forms that are up to
+several times as fast there (`models/cpu.py`). To load it, `LOADER` is all that is needed, and jax.
 
 JAX promises to read what a version up to six months older, or three weeks newer, has written (docs.jax.dev, "Exporting
 and serializing staged-out computations"). For longer, keep the checkpoint.

@@ -302,13 +302,22 @@ class Predictor:
         pixels = images[:, top : top + height, left : left + width]
         return pixels, step.normalise(jnp.asarray(pixels), self.mean, self.std)
 
-    def compute(self, variables: Any, images: jax.Array, **settings: Any) -> jax.Array:
+    def compute(
+        self, variables: Any, images: jax.Array, accelerate: Callable[[Callable], Callable] = step.as_it_is
+    ) -> jax.Array:
         """`step.predict` with this network's settings: (variables, uint8[N, *image_shape]) -> logits float32[N, K].
 
-        Pure, to be compiled as part of something else; without `accelerate` for any device.
+        Pure, to be compiled as part of something else; by default in forms that suit any device.
         """
-        of_network = {"mean": self.mean, "std": self.std, "model": self.model, "make_views": self.make_views}
-        return step.predict(variables, images, **of_network, **settings)
+        return step.predict(
+            variables,
+            images,
+            mean=self.mean,
+            std=self.std,
+            model=self.model,
+            make_views=self.make_views,
+            accelerate=accelerate,
+        )
 
     def read(self, path: epath.PathLike) -> np.ndarray:
         """Decodes an image file and brings it to `image_shape`: uint8.

@@ -68,7 +68,7 @@ print(json.dumps(about))
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_loaded_where_this_package_is_not(name, tmp_path):
-    one, many = (predictor(**NETWORKS[name], batch_size=batch_size) for batch_size in (1, 32))
+    many = predictor(**NETWORKS[name], batch_size=32)
     (tmp_path / "network.zip").write_bytes(export.export_stablehlo(many))
     images = np.random.default_rng(1).integers(0, 256, (32, *many.image_shape), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -76,14 +76,16 @@ def test_loaded_where_this_package_is_not(name, tmp_path):
     assert done.returncode == 0, done.stderr
     outputs, expected = np.load(tmp_path / "outputs.npz"), many.logits(images)
     assert np.ptp(expected, axis=0).max() > 0.1, "logits that can be told apart"
-    # A CPU predicts with other forms of some operations (`models/cpu.py`), and another number of images is rounded
-    # otherwise: in bfloat16 one number differs by up to 2^-8 of it.
-    same, of_bits = (1e-6, 1e-5) if many.model.dtype == jnp.float32 else (0.02, 0.02)
-    np.testing.assert_allclose(outputs["1"], one.logits(images[:1]), rtol=same, atol=same)
-    np.testing.assert_allclose(outputs["32"], expected, rtol=same, atol=same)
+    with jax.default_matmul_precision(many.matmul_precision):
+        for count in (1, 32):
+            same = jax.jit(many.compute)(many.variables, images[:count])
+            np.testing.assert_allclose(outputs[str(count)], same, rtol=1e-6, atol=1e-6)
+    # Another number of images is rounded otherwise, and a CPU predicts with other forms (`models/cpu.py`).
+    of_bits = 1e-5 if many.model.dtype == jnp.float32 else 0.02
     np.testing.assert_allclose(outputs["5"], expected[:5], rtol=of_bits, atol=of_bits)
-    softmax = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(outputs["probabilities 32"], softmax, rtol=max(same, 1e-5))
+    np.testing.assert_allclose(outputs["32"], expected, rtol=of_bits, atol=of_bits)
+    softmax = np.exp(outputs["32"]) / np.exp(outputs["32"]).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs["probabilities 32"], softmax, rtol=1e-5)
 
     about = json.loads(done.stdout)
     assert about["classes"] == ["Ä0", "Ä1", "Ä2", "Ä3"] and about["image_shape"] == list(many.image_shape)

@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 from cnn_research.data.sources import open_source
 from cnn_research.errors import UserError
 from cnn_research.inference import Predictor, read_classes
-from cnn_research.models import registry
+from cnn_research.models import cpu, registry
 from cnn_research.training import metrics
+from cnn_research.training.benchmark_step import measure_inference
 from cnn_research.training.checkpoints import Checkpoints
 from cnn_research.training.feeds import open_feeds
 from cnn_research.training.pretrained import read_run
@@ -128,6 +129,24 @@ def test_logits_are_those_of_evaluation_to_the_bit(runs, recipe, monkeypatch):
     assert images.shape[1:] == predictor.image_shape
     np.testing.assert_array_equal(predictor.logits(images), expected)
     np.testing.assert_array_equal([p.logits for p in predictor.predict(images)], expected)
+
+
+def test_on_a_cpu_all_take_the_faster_forms(workdir, monkeypatch):
+    """Evaluation, what benchmarks measure of it, and prediction; each network once."""
+    config, accelerated = changed(**TINY), []
+
+    def accelerate(function):
+        accelerated.append(function)
+        return function
+
+    monkeypatch.setattr(cpu, "accelerate", accelerate)
+    evaluations_logits(config, read_run(workdir, "latest")[1], monkeypatch)
+    assert len(accelerated) == 1
+    measure_inference(config, repeats=1)
+    assert len(accelerated) == 2
+    predictor = Predictor.from_workdir(workdir)
+    predictor.logits(np.zeros((1, *predictor.image_shape), np.uint8))
+    assert len(accelerated) == 3
 
 
 def test_files_are_read_as_evaluation_reads_them(runs, pictures):
@@ -389,7 +408,7 @@ def test_matmul_precision_is_the_runs_and_no_one_elses(tmp_path):
     predictor = Predictor.from_workdir(tmp_path)
     images = np.zeros((1, 8, 8, 1), np.uint8)
     with jax.default_matmul_precision(predictor.matmul_precision):
-        text = jax.jit(predictor.compute).lower(predictor.variables, images).as_text()
+        text = predictor._logits.lower(predictor.variables, images).as_text()
     assert "HIGHEST" in text
     predictor.logits(images)
     assert jax.config.jax_default_matmul_precision is None

@@ -3,9 +3,10 @@
     logits = accelerate(model.apply)(variables, images)
 
 XLA compiles the forward pass of most convolutions well for a CPU, and much of the rest badly: gradients of
-convolutions, max pooling's gradient, convolutions with few channels or few positions. `accelerate` traces a function
-and runs its trace with the forms of `cpu_forms`, which compute the same. The networks know nothing of it; for GPUs and
-TPUs they stay as they are. What each form is worth stands in docs/performance.md.
+convolutions, max pooling's gradient, convolutions with few channels or few positions, what reads concatenations, batch
+normalisation. `accelerate` traces a function and runs its trace with the forms of `cpu_forms`, which compute the same.
+The networks know nothing of it; for GPUs and TPUs they stay as they are. What each form is worth stands in
+docs/performance.md.
 """
 
 import contextlib

@@ -35,7 +35,9 @@ def conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pad
 
 
 def _conv_forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Pads) -> Any:
-    return conv(x, kernel, strides, padding), (x, kernel)
+    # Not `conv` once more: a policy of rematerialisation, such as DenseNet's, must see that it is a convolution.
+    y = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC)
+    return y, (x, kernel)
 
 
 def _conv_backward(strides: tuple[int, int], padding: Pads, saved: Any, g: jax.Array) -> Any:

@@ -95,7 +95,12 @@ def measure_inference(config: ConfigDict, repeats: int, rival: Sequence[str] = (
     if rival and views > 1:
         raise UserError(f"config.evaluation has {views} views of an image; the other side sees each once")
     step = functools.partial(
-        predict, mean=config.dataset.mean, std=config.dataset.std, model=experiment.model, make_views=make_views
+        predict,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        model=experiment.model,
+        make_views=make_views,
+        accelerate=parallel.accelerate,
     )
     compiled, took = _compile(jax.jit(step), variables, images)
     jax.block_until_ready(compiled(variables, images))

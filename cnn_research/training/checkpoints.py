@@ -327,7 +327,11 @@ class Checkpoints:
         return found and (found, self.restore_network(found))
 
     def _require_agreement(self, step: int | None) -> None:
-        if not parallel.agree(f"{step} {step and self._about_and_digests(step)[1]}"):
+        try:
+            seen = f"{step} {step and self._about_and_digests(step)[1]}"
+        except Damaged as error:
+            seen = str(error)  # told when it is read, if all have the same; the others must not wait for this process
+        if not parallel.agree(seen):
             raise UserError(
                 f"{self._directory}: the hosts see different checkpoints there (this one: {step}); the workdir must be "
                 "on storage that all of them share"

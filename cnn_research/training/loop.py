@@ -257,8 +257,8 @@ def evaluate(
     if config.evaluation.to_dict() != own:
         validate(config)
     split = split or config.dataset.test_split
-    feed = open_feeds(config, (split,))[split]
     step, variables, about = read_run(workdir, checkpoint)
+    feed = open_feeds(config, (split,))[split]
     experiment = Experiment(config, feed)
     experiment.check_evaluation(variables, feed, trained_on=about["dataset"]["image_shape"])
     p_eval_step, variables = experiment.eval_step(), parallel.replicate(variables)

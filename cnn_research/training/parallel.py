@@ -215,7 +215,7 @@ def on_cpu() -> bool:
 
 
 def accelerate(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function in forms that are faster on these devices: `cpu.accelerate` for CPUs, as it is for others."""
+    """Returns an equal function that is faster on these devices: `cpu.accelerate` of it on CPUs, elsewhere itself."""
     return cpu.accelerate(function) if on_cpu() else function
 
 

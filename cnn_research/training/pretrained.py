@@ -1,5 +1,6 @@
 """Variables to start from: those of an earlier run, or of a file of torchvision's or timm's."""
 
+import re
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ def read_run(workdir: epath.Path, which: str) -> tuple[int, Any, dict[str, Any]]
         elif which == "best":
             found = checkpoints.restore_best_network()
         else:
-            found = checkpoints.restore_network_at(int(which)) if which.isdecimal() else None
+            found = checkpoints.restore_network_at(int(which)) if re.fullmatch("0|[1-9][0-9]*", which) else None
         if not found and not checkpoints.steps:
             raise UserError(f"workdir {workdir} has no {which} checkpoint yet: train it first")
         if not found:

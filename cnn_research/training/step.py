@@ -18,6 +18,11 @@ from cnn_research.training.state import LARGEST_LOSS_SCALE, TrainState
 Batch = dict[str, jax.Array]
 
 
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the same function: for devices that compute it well as it is written."""
+    return function
+
+
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """Turns pixels into the network's input.
 
@@ -99,7 +104,7 @@ def train_step(
     ema_decay: float = 0.0,
     frozen: Callable[[Any], Any] | None = None,
     is_frozen: Callable[[str], bool] | None = None,
-    accelerate: Callable[[Callable], Callable] = lambda function: function,
+    accelerate: Callable[[Callable], Callable] = as_it_is,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update from one device's share of the global batch.
 
@@ -279,7 +284,7 @@ def eval_step(
     model: nn.Module,
     axis_name: str,
     make_views: Callable[[jax.Array], jax.Array] = views.make_views,
-    accelerate: Callable[[Callable], Callable] = lambda function: function,
+    accelerate: Callable[[Callable], Callable] = as_it_is,
 ) -> dict[str, jax.Array]:
     """Evaluates one device's share of a global batch.
 
@@ -311,7 +316,7 @@ def predict(
     std: tuple[float, ...],
     model: nn.Module,
     make_views: Callable[[jax.Array], jax.Array] = views.make_views,
-    accelerate: Callable[[Callable], Callable] = lambda function: function,
+    accelerate: Callable[[Callable], Callable] = as_it_is,
 ) -> jax.Array:
     """Computes what a network says of images: the one way, of evaluation, of predictions and of exported networks.
 
@@ -320,7 +325,8 @@ def predict(
         images: uint8[N, H, W, C].
 
     Returns:
-        Logits float32[N, K]. On one kind of device they depend, in the last bits, on N, and on nothing around it.
+        Logits float32[N, K]. On one kind of device they depend, in the last bits, on N and `accelerate`, and on nothing
+        around it.
     """
     # The compiler must not join this with where the images come from or what becomes of the logits: in another
     # program it would then round differently.

@@ -153,9 +153,7 @@ def test_concatenation():
     )
 
 
-def test_concatenations_are_read_as_they_are_once():
-    """No loop that reads one, forwards or backwards, has it inside."""
-
+def test_no_loop_that_reads_a_concatenation_has_it_inside():
     def run(*parts):
         x = jnp.concatenate(parts, -1)
         return jnp.sum(jnp.exp(x - jnp.mean(x, (0, 1, 2))))
@@ -165,6 +163,8 @@ def test_concatenations_are_read_as_they_are_once():
         text = jax.jit(function).lower(*arrays).compile().as_text()
         fused = [part for part in re.split(r"\n\n", text) if part.startswith("%fused")]
         assert any("concatenate(" in part for part in fused) == inside
+    backwards = jax.make_jaxpr(jax.grad(cpu.accelerate(run)))(*arrays)
+    assert str(backwards).count("optimization_barrier") == 2  # around its gradient too
 
 
 # -- batch normalisation
@@ -259,6 +259,31 @@ def test_a_function_of_all_sorts():
         return {"logits": model.apply({"params": params}, x, rngs={"dropout": jax.random.key(2)}), "nothing": None}
 
     expect_same(cpu.accelerate(run), run, variables["params"], x)
+
+
+def test_rematerialisation_keeps_convolutions_where_its_policy_says_so():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.tanh(nn.Conv(16, (3, 3))(jnp.tanh(x)))
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.remat(Layer, policy=jax.checkpoint_policies.dots_saveable)
+            return layer()(layer()(x))
+
+    model, x = Twice(), normal(2, 8, 8, 16)
+    variables = model.init(jax.random.key(0), x)
+
+    def run(variables, x):
+        return jnp.sum(model.apply(variables, x))
+
+    def convolutions(function):
+        text = jax.jit(jax.grad(function, (0, 1))).lower(variables, x).as_text()
+        return text.count("stablehlo.convolution(")
+
+    assert convolutions(cpu.accelerate(run)) == convolutions(run) == 6  # forwards, and two gradients of each
 
 
 @jax.custom_jvp
