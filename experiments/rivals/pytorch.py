@@ -71,6 +71,7 @@ TORCHVISION = {
     **{name: name for name in ("densenet121", "densenet161", "densenet169", "densenet201")},
     **{f"vgg{depth}{norm}": f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")},
 }
+CIFAR = ("densenet_bc_100_12", "vgg16_bn_cifar")  # torchvision's layers, other first or last ones
 CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
 
@@ -94,6 +95,7 @@ def create(spec):
     if name == "lenet5" and spec["fields"].keys() <= {"dropout_rate"}:
         return LeNet5(classes, spec["image_shape"], **spec["fields"])
     fields = dict(spec["fields"])
+    fields.pop("kernel_init", None)  # initial values make no step faster or slower
     if name == "googlenet_bn":  # in training ours has auxiliary heads by default, torchvision's has others
         if spec["train"] and fields.get("auxiliary_heads", True):
             raise SystemExit("googlenet_bn is compared without its auxiliary heads: auxiliary_heads=False")
@@ -102,10 +104,18 @@ def create(spec):
         raise SystemExit(f"{name} with {spec['fields']} has no PyTorch counterpart here: leave these fields out")
     if name in CIFAR_RESNETS:
         return CifarResNet(classes, channels, CIFAR_RESNETS[name])
-    if name not in TORCHVISION or channels != 3:
-        known = ", ".join(sorted(["lenet5", *CIFAR_RESNETS, *TORCHVISION]))
+    if name not in {*TORCHVISION, *CIFAR} or channels != 3:
+        known = ", ".join(sorted(["lenet5", *CIFAR_RESNETS, *CIFAR, *TORCHVISION]))
         raise SystemExit(f"{name} with {channels} channels has no PyTorch counterpart here; there are {known}")
     torchvision = import_torchvision()
+    if name == "densenet_bc_100_12":
+        model = torchvision.models.DenseNet(12, (16, 16, 16), 24, num_classes=classes)
+        model.features.conv0 = nn.Conv2d(channels, 24, 3, 1, 1, bias=False)
+        for layer in ("norm0", "relu0", "pool0"):
+            setattr(model.features, layer, nn.Identity())
+        return model
+    if name == "vgg16_bn_cifar":  # after five pools 32 pixels are one
+        return nn.Sequential(torchvision.models.vgg16_bn().features, nn.Flatten(), nn.Linear(512, classes))
     extra = {"aux_logits": False, "init_weights": False} if name == "googlenet_bn" else {}
     return getattr(torchvision.models, TORCHVISION[name])(num_classes=classes, **extra)
 

@@ -30,18 +30,19 @@ OPTIMIZER = {
 @pytest.mark.parametrize(
     ("network", "shape"),
     [("lenet5", (28, 28, 1)), ("resnet20", (32, 32, 3)), ("resnet56", (32, 32, 3)), ("resnet50", (64, 64, 3))]
-    + [("vgg11_bn", (32, 32, 3)), ("googlenet_bn", (64, 64, 3)), ("densenet121", (64, 64, 3))],
+    + [("vgg11_bn", (32, 32, 3)), ("googlenet_bn", (64, 64, 3)), ("densenet121", (64, 64, 3))]
+    + [("vgg16_bn_cifar", (32, 32, 3)), ("densenet_bc_100_12", (32, 32, 3))],
 )
 def test_networks_have_as_many_parameters(torch, torchvision, monkeypatch, network, shape):
     monkeypatch.syspath_prepend(RIVALS)
     import pytorch
 
-    fields = {"auxiliary_heads": False} if "googlenet" in network else {}
+    fields = {"googlenet_bn": {"auxiliary_heads": False}, "vgg16_bn_cifar": {"kernel_init": "he"}}.get(network, {})
     spec = {"network": network, "fields": fields, "num_classes": 10, "image_shape": shape, "train": True}
     theirs = pytorch.create(spec)
     model = registry.create_model(network, 10, **fields)
     # torchvision's VGG pools adaptively to 7 x 7, so that its size doesn't depend on the image's.
-    size = (224, 224, 3) if "vgg" in network else shape
+    size = (224, 224, 3) if network == "vgg11_bn" else shape
     ours = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size)))["params"]
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.size for p in jax.tree.leaves(ours))
 
