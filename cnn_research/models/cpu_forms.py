@@ -189,7 +189,7 @@ def concatenate(parts: Sequence[jax.Array], axis: int) -> jax.Array:
     """A concatenation that is computed on its own, and so is its gradient.
 
     XLA else computes its numbers anew, choosing among the parts for each, in every loop that reads them: for the mean,
-    the variance and the result of a batch normalisation.
+    the variance and the result of a batch normalisation. (That of jax 0.7 may still do so, forwards.)
     """
     return _alone(lax.concatenate(parts, axis))
 

@@ -17,7 +17,7 @@ from cnn_research.training.checkpoints import Checkpoints, any_in
 def test_train_resume_and_evaluate(bucket, tmp_path, monkeypatch):
     for module in (loop, pretrained):
         monkeypatch.setattr(module, "Checkpoints", lambda folder, *a, **k: Checkpoints(tmp_path / folder.name, *a, **k))
-        monkeypatch.setattr(module, "any_in", lambda folder: any_in(tmp_path / folder.name))
+    monkeypatch.setattr(loop, "any_in", lambda folder: any_in(tmp_path / folder.name))
     events = writers.EventsWriter
     monkeypatch.setattr(writers, "EventsWriter", lambda prefix: events(str(tmp_path / "events")))
     monkeypatch.setitem(parallel.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
