@@ -16,6 +16,7 @@ from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 Pads = tuple[tuple[int, int], tuple[int, int]]
+_LARGEST = 2**21  # numbers
 
 
 # -- convolution
@@ -56,15 +57,23 @@ def _conv_backward(strides: tuple[int, int], padding: Pads, saved: Any, g: jax.A
         g, flipped, (1, 1), tuple(zip(low, high, strict=True)), lhs_dilation=strides, dimension_numbers=_NHWC
     )
     tail = [window[i] - 1 + spread[i] - size[i] - padding[i][0] for i in range(2)]
-    dk = lax.conv_general_dilated(
-        jnp.transpose(x, (3, 1, 2, 0)),
-        jnp.transpose(g, (1, 2, 0, 3)),
-        (1, 1),
-        tuple((padding[i][0], tail[i]) for i in range(2)),
-        rhs_dilation=strides,
-        dimension_numbers=_NHWC,
+    around = tuple((padding[i][0], tail[i]) for i in range(2))
+    # XLA takes up to twice as long where the gradient, here a kernel, is a large one: some images at a time.
+    parts = min(len(g), -(-g.size // _LARGEST)) if g.size >= 2 * _LARGEST else 1
+    wide = g.dtype if parts == 1 else jnp.promote_types(g.dtype, jnp.float32)  # else each part would be rounded
+    dk = sum(
+        lax.conv_general_dilated(
+            jnp.transpose(some, (3, 1, 2, 0)),
+            jnp.transpose(of_some, (1, 2, 0, 3)),
+            (1, 1),
+            around,
+            rhs_dilation=strides,
+            dimension_numbers=_NHWC,
+            preferred_element_type=wide,
+        )
+        for some, of_some in zip(jnp.array_split(x, parts), jnp.array_split(g, parts), strict=True)
     )
-    return dx, jnp.transpose(dk, (1, 2, 0, 3))
+    return dx, jnp.transpose(dk, (1, 2, 0, 3)).astype(kernel.dtype)
 
 
 def _pointwise_backward(strides: tuple[int, int], x: jax.Array, kernel: jax.Array, g: jax.Array) -> Any:

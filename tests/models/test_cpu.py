@@ -51,6 +51,30 @@ def test_convolution(kernel, stride):
             )
 
 
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_convolution_whose_gradient_is_large(stride, dtype, monkeypatch):
+    """The kernel's gradient is a sum over five images, here some at a time, rounded once."""
+    x, kernel = normal(5, 8, 11, 3).astype(dtype), normal(3, 3, 3, 4).astype(dtype)
+    g = normal(*_lax_conv(x, kernel, stride, ONE).shape, seed=1).astype(dtype)
+
+    def gradient(function, x, kernel, g):
+        return jax.vjp(functools.partial(_conv, function, stride, ONE), x, kernel)[1](g)[1]
+
+    def convolutions():
+        text = str(jax.make_jaxpr(lambda *arrays: gradient(cpu_forms.conv, *arrays))(x, kernel, g))
+        return text.count("conv_general_dilated[")
+
+    at_once = convolutions()
+    monkeypatch.setattr(cpu_forms, "_LARGEST", g.size // 2)
+    assert convolutions() == at_once + 1
+    found = gradient(cpu_forms.conv, x, kernel, g)
+    expected = gradient(_lax_conv, *(array.astype(np.float32) for array in (x, kernel, g)))
+    assert found.dtype == dtype
+    rounding = 2e-6 if dtype == "float32" else 2**-8
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=rounding, atol=2e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (4, 3)])
 def test_convolution_with_few_positions(size, stride):
