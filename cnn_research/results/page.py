@@ -24,6 +24,7 @@ DATASETS = {
     "folder": "images of one's own",
 }
 _BUILT_IN = ("digits", "shapes")
+_SPACE = "\N{NO-BREAK SPACE}"  # within a figure: columns are narrow
 
 _INTRODUCTION = f"""# Results
 
@@ -118,7 +119,7 @@ def _entry_row(
         "<br>".join([f"`{entry.name}`", *(f"`{field}={text}`" for field, text in changed(entry).items())]),
         config.model.name,
         f"{_spread(runs, _accuracy, 4)}{mark}",
-        (f"{errors[0]} % / {errors[1]} %" if five else f"{errors[0]} %") + mark,
+        " / ".join(f"{error}{_SPACE}%" for error in errors[: 2 if five else 1]) + mark,
         _published(figure, notes),
         str(len(runs)),
         _joined(f"{run.results['epochs']:.1f}".removesuffix(".0") for run in runs),
@@ -139,7 +140,7 @@ def _published(figure: published.Figure | None, notes: _Notes) -> str:
     if figure is None:
         return "none"
     one, five = figure.error
-    texts = ["–" if one is None else f"{one:g} %", *([f"{five:g} %"] if five is not None else [])]
+    texts = ["–" if error is None else f"{error:g}{_SPACE}%" for error in ((one,) if five is None else (one, five))]
     return " / ".join(texts) + notes.mark(f"Published: {figure.source}.")
 
 
@@ -243,7 +244,7 @@ def _accuracy(run: Run) -> float:
 def _spread(runs: Sequence[Run], value: Callable[[Run], float], digits: int) -> str:
     """Mean and sample standard deviation, or the value of a single run."""
     values = [value(run) for run in runs]
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    deviation = f"{_SPACE}±{_SPACE}{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 

@@ -30,7 +30,8 @@ def entries(workdir, files, tmp_path):
 
 def row(text, name):
     (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
-    return [cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")]
+    line = line.replace("\\|", "¦").replace("\N{NO-BREAK SPACE}", " ")
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_row_of_several_seeds(entries, files):
@@ -120,7 +121,10 @@ def test_readme(entries):
     table = page.extract(entries)
     assert table.count("\n") == 3
     assert "resnet20_cifar10-10min" not in table  # less than its config's file asks for
-    assert "| `lenet5_mnist` | lenet5, 61,706 parameters | MNIST, 10,000 test images | 0.9905 ± 0.0013 (n=3) |" in table
+    assert (
+        "| `lenet5_mnist` | lenet5, 61,706 parameters | MNIST, 10,000 test images | 0.9905\xa0±\xa00.0013 (n=3) |"
+        in table
+    )
     text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
     assert page.into_readme(text, "NEW\n") == f"before\n{page.BEGIN}\n\nNEW\n\n{page.END}\nafter\n"
     assert page.into_readme(page.into_readme(text, "1\n"), "NEW\n") == page.into_readme(text, "NEW\n")
