@@ -10,7 +10,7 @@ The recipe is that of section 4.2: batches of 64, 300 epochs, a learning rate of
 quarters of them, weight decay of 1e-4 (in the authors' code of all parameters), Nesterov's momentum of 0.9, random
 crops of the image padded by 4 pixels, mirror images, no dropout.
 
-Needs cifar10 prepared as array_record; see docs/data.md. Not run here at full size. `:smoke` after the config's name
+Needs cifar10 prepared as array_record; see docs/data.md. Run here for five minutes alone. `:smoke` after its name
 trains two steps on generated images.
 """
 

@@ -11,7 +11,7 @@ small images, such as resnet20_cifar10, keep more of them and do better.
 The recipe is the usual one for CIFAR-10: batches of 128, 200 epochs, a learning rate of 0.1 divided by ten after half
 and three quarters of them, weight decay of 5e-4, random crops of the image padded by 4 pixels, mirror images.
 
-Needs cifar10 prepared as array_record; see docs/data.md. Not run here at full size. `:smoke` after the config's name
+Needs cifar10 prepared as array_record; see docs/data.md. Run here for five minutes alone. `:smoke` after its name
 trains two steps on generated images.
 """
 

@@ -10,7 +10,7 @@ Published in no paper, though used in many. OpenMMLab's mmpretrain reports 5.18 
 The recipe is mmpretrain's: batches of 128, 200 epochs, a learning rate of 0.1 divided by ten after 100 and 150, weight
 decay of 1e-4 on all parameters, random crops of the image padded by 4 pixels, mirror images.
 
-Needs cifar10 prepared as array_record; see docs/data.md. Not run here at full size. `:smoke` after the config's name
+Needs cifar10 prepared as array_record; see docs/data.md. Run here for five minutes alone. `:smoke` after its name
 trains two steps on generated images.
 """
 

@@ -10,7 +10,7 @@ The recipe is the paper's: batches of 128, 64,000 steps, a learning rate of 0.1 
 weight decay of 1e-4, random crops of the image padded by 4 pixels, mirror images. What differs: the paper subtracts the
 mean image, here the mean colour, divided by its standard deviation; and weights alone decay, where it says nothing.
 
-Needs cifar10 prepared as array_record; see docs/data.md. Not run here at full size. `:smoke` after the config's name
+Needs cifar10 prepared as array_record; see docs/data.md. Run here for five minutes alone. `:smoke` after its name
 trains two steps on generated images.
 """
 

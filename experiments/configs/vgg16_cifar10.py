@@ -11,7 +11,7 @@ The recipe here has the same values over 200 epochs, with drops after 100 and 15
 random crops of the image padded by 4 pixels, and mirror images. The rate rises to 0.1 over the first epochs: without
 shortcuts, 13 layers take it badly from the start.
 
-Needs cifar10 prepared as array_record; see docs/data.md. Not run here at full size. `:smoke` after the config's name
+Needs cifar10 prepared as array_record; see docs/data.md. Run here for five minutes alone. `:smoke` after its name
 trains two steps on generated images.
 """
 
